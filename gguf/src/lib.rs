@@ -1,0 +1,1 @@
+//! GGUF files: a reader and a writer in plain Rust.

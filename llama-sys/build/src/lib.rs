@@ -1,0 +1,1 @@
+//! Builds the pinned and patched llama.cpp.
