@@ -154,3 +154,4 @@ if ! ${as_root[@]+"${as_root[@]}"} "${install[@]}" "${packages[@]}"; then
     exit 1
 fi
 echo "setup: installed ${packages[*]}"
+exec bash "${BASH_SOURCE[0]}" --check
