@@ -1,1 +1,7 @@
-fn main() {}
+//! Builds and binds the patched llama.cpp; everything happens in the crate `llama-build`.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    llama_build::script::run()
+}

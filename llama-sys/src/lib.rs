@@ -1,1 +1,36 @@
-//! Raw bindings to the patched llama.cpp.
+//! Raw bindings to the patched llama.cpp, and to a shim that keeps C++ exceptions out of Rust.
+//!
+//! Nothing here is safe; `llama-rs` is the safe interface. The items are those of `llama.h`, `ggml.h`, `ggml-backend.h`,
+//! `ggml-cpu.h` and `gguf.h` under their C names, and the shim's `faultline_*`. Enumerations are integer types with plain
+//! constants ([`ggml_type`] is `u32`, [`GGML_TYPE_F32`] a constant of it): upstream has functions with the names of
+//! enumerations, and any number may come out of a file.
+//!
+//! Calls that may throw go through the shim: `faultline_decode` instead of `llama_decode`.
+
+#![cfg(not(without_llama_cpp))]
+
+#[allow(
+    missing_debug_implementations,
+    non_camel_case_types,
+    non_snake_case,
+    non_upper_case_globals,
+    rustdoc::all,
+    unreachable_pub,
+    clippy::all,
+    clippy::undocumented_unsafe_blocks
+)]
+mod bindings {
+    include!(concat!(env!("OUT_DIR"), "/bindings.rs"));
+}
+
+mod build_info {
+    include!(concat!(env!("OUT_DIR"), "/build_info.rs"));
+}
+
+pub use bindings::*;
+pub use build_info::{GGML_VERSION, LLAMA_BUILD, PATCH_SET_DIGEST};
+
+/// The ABI marker of the patched library. `#[used]` keeps the reference in every program, so that an unpatched or stale
+/// library fails at link time: "undefined symbol: llama_lazy_abi_v1".
+#[used]
+static ABI_MARKER: unsafe extern "C" fn() -> i32 = llama_lazy_abi_v1;

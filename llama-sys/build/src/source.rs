@@ -1,0 +1,171 @@
+//! Finding the upstream tree.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use crate::command::Command;
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::upstream;
+
+/// The folder of the upstream tree: `LLAMA_SYS_SOURCE`, else the one in the package that `vendor/llama.cpp` pins.
+///
+/// Cargo is asked offline first and then, unless that is forbidden, with the network: on a fresh machine the package is
+/// not there yet. Nothing of the package is compiled.
+///
+/// # Errors
+///
+/// The package cannot be found or downloaded, or the folder is not the expected tree.
+pub fn locate(config: &Config) -> Result<PathBuf> {
+    if let Some(source) = &config.source {
+        check_tree(source, None)?;
+        return Ok(source.clone());
+    }
+    let metadata = match metadata(config, true) {
+        Ok(text) => text,
+        Err(error) if config.offline => return Err(not_located(config, error.to_string())),
+        Err(_) => {
+            metadata(config, false).map_err(|error| not_located(config, error.to_string()))?
+        }
+    };
+    let tree = tree_in_metadata(&metadata).map_err(|reason| not_located(config, reason))?;
+    check_tree(&tree, Some(config.fetch_command()))?;
+    Ok(tree)
+}
+
+fn not_located(config: &Config, reason: String) -> Error {
+    Error::Locate {
+        reason,
+        fetch: config.fetch_command(),
+    }
+}
+
+fn metadata(config: &Config, offline: bool) -> Result<String> {
+    let mut command = Command::new(&config.cargo)
+        .args([
+            "metadata",
+            "--locked",
+            "--format-version=1",
+            "--filter-platform",
+        ])
+        .arg(&config.host)
+        .arg("--manifest-path")
+        .arg(config.pin_manifest())
+        .current_dir(&config.root);
+    if offline {
+        command = command.arg("--offline");
+    }
+    command.capture()
+}
+
+/// Picks the tree out of Cargo's answer: the package with the pinned name and exactly the pinned version.
+fn tree_in_metadata(metadata: &str) -> Result<PathBuf, String> {
+    let metadata: Value =
+        serde_json::from_str(metadata).map_err(|error| format!("cargo metadata: {error}"))?;
+    let packages = metadata["packages"]
+        .as_array()
+        .ok_or("cargo metadata lists no packages")?;
+    let mut versions = Vec::new();
+    for package in packages
+        .iter()
+        .filter(|package| package["name"] == upstream::CRATE)
+    {
+        let version = package["version"].as_str().unwrap_or_default();
+        if version == upstream::CRATE_VERSION {
+            let manifest = package["manifest_path"]
+                .as_str()
+                .ok_or("cargo metadata names no manifest")?;
+            let folder = Path::new(manifest)
+                .parent()
+                .ok_or("the manifest has no folder")?;
+            return Ok(folder.join(upstream::CRATE_FOLDER));
+        }
+        versions.push(version.to_owned());
+    }
+    let found = if versions.is_empty() {
+        "no version".to_owned()
+    } else {
+        versions.join(", ")
+    };
+    Err(format!(
+        "vendor/llama.cpp/Cargo.lock holds {found} of {}, expected {}",
+        upstream::CRATE,
+        upstream::CRATE_VERSION
+    ))
+}
+
+/// Checks that `path` is a llama.cpp tree with the pinned ggml version.
+///
+/// `fetch` is the command that downloads the tree again, named in the error when the tree is Cargo's.
+///
+/// # Errors
+///
+/// [`Error::NotTheTree`] names the file that is missing or the version that differs.
+pub fn check_tree(path: &Path, fetch: Option<String>) -> Result<()> {
+    let wrong = |reason: String| Error::NotTheTree {
+        path: path.to_owned(),
+        reason,
+        fetch: fetch.clone(),
+    };
+    if !path.is_dir() {
+        return Err(wrong("is not a folder".to_owned()));
+    }
+    for file in upstream::MARKER_FILES {
+        if !path.join(file).is_file() {
+            return Err(wrong(format!("{file} is missing")));
+        }
+    }
+    let list = "ggml/CMakeLists.txt";
+    let text =
+        fs::read_to_string(path.join(list)).map_err(|error| wrong(format!("{list}: {error}")))?;
+    let version =
+        ggml_version(&text).ok_or_else(|| wrong(format!("{list} declares no version")))?;
+    if version != upstream::GGML_VERSION {
+        return Err(wrong(format!(
+            "its ggml is {version}, expected {}",
+            upstream::GGML_VERSION
+        )));
+    }
+    Ok(())
+}
+
+/// Reads `set(GGML_VERSION_MAJOR 0)` and its siblings.
+fn ggml_version(cmake_lists: &str) -> Option<String> {
+    let part = |name: &str| {
+        let line = cmake_lists
+            .lines()
+            .find_map(|line| line.trim().strip_prefix(&format!("set({name} ")))?;
+        let number = line.trim_end().strip_suffix(')')?;
+        number.parse::<u32>().ok()
+    };
+    let (major, minor, patch) = (
+        part("GGML_VERSION_MAJOR")?,
+        part("GGML_VERSION_MINOR")?,
+        part("GGML_VERSION_PATCH")?,
+    );
+    Some(format!("{major}.{minor}.{patch}"))
+}
+
+/// Checks that the headers of `tree` declare the ABI marker.
+///
+/// # Errors
+///
+/// [`Error::NotTheTree`] when they do not: the tree is not patched.
+pub fn check_marker(tree: &Path) -> Result<()> {
+    let header = "include/llama.h";
+    let path = tree.join(header);
+    let text = fs::read_to_string(&path).map_err(crate::error::io_error("read", &path))?;
+    if text.contains(upstream::ABI_MARKER) {
+        return Ok(());
+    }
+    Err(Error::NotTheTree {
+        path: tree.to_owned(),
+        reason: format!(
+            "{header} does not declare {}: the patch series is not applied",
+            upstream::ABI_MARKER
+        ),
+        fetch: None,
+    })
+}
