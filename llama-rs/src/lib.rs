@@ -1,1 +1,74 @@
 //! A safe wrapper around the patched llama.cpp.
+//!
+//! | type | wraps | rules |
+//! |---|---|---|
+//! | [`Backend`] | the library | initialise once, copy freely |
+//! | [`Model`] | `llama_model` | `Send + Sync`; outlives its contexts |
+//! | [`Vocab`] | `llama_vocab` | borrows the model |
+//! | [`Context`] | `llama_context` | `Send`; borrows the model; owns the state of its callbacks |
+//! | [`Batch`] | `llama_batch` | plain memory |
+//! | [`Sampler`] | `llama_sampler` | `Send` |
+//! | [`SliceProvider`] | `ggml_backend_cpu_lazy_i` | gives the bytes of weights that are loaded on demand |
+//!
+//! A file is examined in Rust before llama.cpp sees it, arguments are checked, C++ exceptions are caught in a shim, and a
+//! panic in a callback becomes [`Error::CallbackPanicked`]. `docs/safety.md` in the repository has the reasoning and says
+//! what is not covered.
+//!
+//! ```no_run
+//! use std::ops::ControlFlow;
+//! use llama_rs::{Backend, Context, ContextParams, Model, ModelParams, Prefetch, Sampler, Utf8Stream, generate};
+//!
+//! # fn main() -> llama_rs::Result<()> {
+//! let params = ModelParams { prefetch: Prefetch::Selective, ..Default::default() };
+//! let model = Model::load(&Backend::init(), "model.gguf", &params)?;
+//! let vocab = model.vocab();
+//! let prompt = vocab.tokenize("The capital of Germany is", true, false)?;
+//!
+//! let mut context = Context::new(&model, &ContextParams::default())?;
+//! let mut text = Utf8Stream::new();
+//! generate(&mut context, &prompt, &mut Sampler::greedy(), 32, |token| {
+//!     print!("{}", text.push(&vocab.piece(token, false)));
+//!     ControlFlow::Continue(())
+//! })?;
+//! # Ok(())
+//! # }
+//! ```
+#![deny(missing_docs)]
+
+mod backend;
+mod batch;
+mod chat;
+mod context;
+mod error;
+mod failure;
+mod files;
+mod generate;
+mod inner;
+mod logs;
+mod memory;
+mod model;
+mod params;
+mod preflight;
+mod sampler;
+mod shim;
+mod slices;
+mod utf8;
+mod vocab;
+
+pub use backend::{Backend, BuildInfo};
+pub use batch::Batch;
+pub use chat::ChatMessage;
+pub use context::Context;
+pub use error::{Error, Result};
+pub use generate::{Generated, Generation, Stop, generate};
+pub use logs::route_logs;
+pub use memory::{BufferUse, Perf};
+pub use model::Model;
+pub use params::{
+    ContextParams, FlashAttention, LoadMode, MAX_CONTEXT_TOKENS, MAX_SEQUENCES, MAX_THREADS,
+    ModelParams, Prefetch, default_threads,
+};
+pub use sampler::{Sampler, SamplerBuilder};
+pub use slices::{Begin, Dim, Ids, NodeRef, SliceProvider, WeightRef, Which};
+pub use utf8::Utf8Stream;
+pub use vocab::{Token, Vocab};

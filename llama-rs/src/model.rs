@@ -1,0 +1,317 @@
+//! A loaded model.
+
+use std::ffi::{CStr, CString, c_char, c_void};
+use std::ops::ControlFlow;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use llama_sys as sys;
+
+use crate::backend::Backend;
+use crate::error::{Error, Result};
+use crate::failure::FailureSlot;
+use crate::files::WatchedFiles;
+use crate::inner::InnerModel;
+use crate::logs;
+use crate::params::{LoadMode, ModelParams, Prefetch};
+use crate::preflight;
+use crate::shim;
+use crate::vocab::Vocab;
+
+/// The weights and the vocabulary of a model. Wraps `llama_model`.
+///
+/// A model may be shared between threads; each thread makes its own [`Context`](crate::Context).
+#[derive(Debug)]
+pub struct Model {
+    inner: InnerModel,
+    files: gguf::ModelFiles,
+    watched: WatchedFiles,
+    params: ModelParams,
+    has_causal_attention: bool,
+}
+
+impl Model {
+    /// Loads the model at `path`: one GGUF file, or the first part of a split set.
+    ///
+    /// The files are examined in Rust before llama.cpp sees them; what it would abort on is refused here.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Gguf`] when a file cannot be read as GGUF, [`Error::UnsupportedModel`] when its metadata make no usable
+    /// model, [`Error::Load`] with llama.cpp's reason when that refuses it, [`Error::InvalidParameter`] for
+    /// contradicting parameters.
+    pub fn load(backend: &Backend, path: impl AsRef<Path>, params: &ModelParams) -> Result<Model> {
+        Model::load_with(backend, path, params, |_| ControlFlow::Continue(()))
+    }
+
+    /// As [`load`](Model::load), and calls `progress` with the loaded fraction, in `0.0..=1.0`, on this thread.
+    ///
+    /// # Errors
+    ///
+    /// As for `load`; [`Error::Cancelled`] when `progress` gives [`ControlFlow::Break`], [`Error::CallbackPanicked`] when
+    /// it panics. Everything loaded so far is freed then.
+    pub fn load_with(
+        _backend: &Backend,
+        path: impl AsRef<Path>,
+        params: &ModelParams,
+        progress: impl FnMut(f32) -> ControlFlow<()>,
+    ) -> Result<Model> {
+        let path = path.as_ref();
+        params.check()?;
+        let files = gguf::ModelFiles::open(path)?;
+        let watched = WatchedFiles::open(files.parts.iter().map(|part| part.path()))?;
+        preflight::check(&files, params)?;
+        let has_causal_attention = preflight::has_causal_attention(&files);
+        let inner = load_raw(path, &files, params, progress)?;
+        // llama.cpp opened the files by name a second time; they must still be the ones that were examined.
+        watched.check_names()?;
+        Ok(Model {
+            inner,
+            files,
+            watched,
+            params: params.clone(),
+            has_causal_attention,
+        })
+    }
+
+    /// The C object. Valid while `self` lives.
+    pub(crate) fn raw(&self) -> *mut sys::llama_model {
+        self.inner.as_ptr()
+    }
+
+    /// The tokenizer.
+    pub fn vocab(&self) -> Vocab<'_> {
+        Vocab::of(self)
+    }
+
+    /// What was asked for when the model was loaded.
+    pub fn params(&self) -> &ModelParams {
+        &self.params
+    }
+
+    /// The files, with their metadata and tensor tables.
+    pub fn files(&self) -> &gguf::ModelFiles {
+        &self.files
+    }
+
+    /// Architecture, size and type in one line, such as `gpt-oss 20B MXFP4 MoE`. Wraps `llama_model_desc`.
+    pub fn desc(&self) -> String {
+        let mut buffer = [0u8; 256];
+        // SAFETY: the model is alive; the buffer is writable for its length, and the function terminates what it
+        // writes with NUL.
+        unsafe { sys::llama_model_desc(self.raw(), buffer.as_mut_ptr().cast(), buffer.len()) };
+        match CStr::from_bytes_until_nul(&buffer) {
+            Ok(text) => text.to_string_lossy().into_owned(),
+            Err(_) => String::new(),
+        }
+    }
+
+    /// Number of parameters. Wraps `llama_model_n_params`.
+    pub fn n_params(&self) -> u64 {
+        // SAFETY: the model is alive.
+        unsafe { sys::llama_model_n_params(self.raw()) }
+    }
+
+    /// Bytes of all tensors. Wraps `llama_model_size`.
+    pub fn size_bytes(&self) -> u64 {
+        // SAFETY: the model is alive.
+        unsafe { sys::llama_model_size(self.raw()) }
+    }
+
+    /// Context length that the model was trained with, in tokens.
+    pub fn n_ctx_train(&self) -> u32 {
+        // SAFETY: the model is alive.
+        count(unsafe { sys::llama_model_n_ctx_train(self.raw()) })
+    }
+
+    /// Width of the hidden state.
+    pub fn n_embd(&self) -> u32 {
+        // SAFETY: the model is alive.
+        count(unsafe { sys::llama_model_n_embd(self.raw()) })
+    }
+
+    /// Number of layers.
+    pub fn n_layer(&self) -> u32 {
+        // SAFETY: the model is alive.
+        count(unsafe { sys::llama_model_n_layer(self.raw()) })
+    }
+
+    /// Whether the model has a decoder, that is, can generate.
+    pub fn has_decoder(&self) -> bool {
+        // SAFETY: the model is alive.
+        unsafe { sys::llama_model_has_decoder(self.raw()) }
+    }
+
+    /// Whether the model has an encoder that runs before its decoder.
+    pub fn has_encoder(&self) -> bool {
+        // SAFETY: the model is alive.
+        unsafe { sys::llama_model_has_encoder(self.raw()) }
+    }
+
+    /// Whether a token sees only the tokens before it. Otherwise a batch must fit into one ubatch.
+    pub(crate) fn has_causal_attention(&self) -> bool {
+        self.has_causal_attention
+    }
+
+    /// A value of the metadata as text, arrays included. Wraps `llama_model_meta_val_str`.
+    pub fn metadata(&self, key: &str) -> Option<String> {
+        let key = CString::new(key).ok()?;
+        let mut buffer = vec![0u8; 256];
+        for _ in 0..2 {
+            // SAFETY: the model is alive, `key` is NUL-terminated, `buffer` writable for its length.
+            let needed = unsafe {
+                sys::llama_model_meta_val_str(
+                    self.raw(),
+                    key.as_ptr(),
+                    buffer.as_mut_ptr().cast(),
+                    buffer.len(),
+                )
+            };
+            let needed = usize::try_from(needed).ok()?;
+            if needed < buffer.len() {
+                buffer.truncate(needed);
+                return Some(String::from_utf8_lossy(&buffer).into_owned());
+            }
+            buffer.resize(needed + 1, 0);
+        }
+        None
+    }
+
+    /// The text of the model's chat template. Wraps `llama_model_chat_template`.
+    pub fn chat_template(&self) -> Option<String> {
+        // SAFETY: the model is alive; NULL asks for the default template.
+        let text = unsafe { sys::llama_model_chat_template(self.raw(), std::ptr::null()) };
+        if text.is_null() {
+            return None;
+        }
+        // SAFETY: a NUL-terminated string owned by the model, which is alive.
+        Some(
+            unsafe { CStr::from_ptr(text) }
+                .to_string_lossy()
+                .into_owned(),
+        )
+    }
+
+    /// Whether the files are still those that were loaded: same file under the same name, same size, same time of
+    /// modification.
+    ///
+    /// [`Context::decode`](crate::Context::decode) checks size and time by itself when the model is mapped. Neither can
+    /// see a file that is shortened while a decode runs: reading a page that is gone ends the process with SIGBUS.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::ModelChanged`] or, when a file cannot be examined, [`Error::Io`].
+    pub fn check_unchanged(&self) -> Result<()> {
+        self.watched.check_names()
+    }
+
+    /// The check of every decode. Weights that were copied into memory cannot change.
+    pub(crate) fn check_contents(&self) -> Result<()> {
+        match self.params.load_mode {
+            LoadMode::Mmap => self.watched.check_contents(),
+            LoadMode::None | LoadMode::DirectIo => Ok(()),
+        }
+    }
+}
+
+fn count(n: i32) -> u32 {
+    u32::try_from(n).unwrap_or(0)
+}
+
+/// The progress callback and what became of it, on the stack of [`load_raw`].
+struct Progress<F> {
+    report: F,
+    failure: FailureSlot,
+    cancelled: bool,
+}
+
+unsafe extern "C" fn on_progress<F: FnMut(f32) -> ControlFlow<()>>(
+    fraction: f32,
+    user_data: *mut c_void,
+) -> bool {
+    // SAFETY: `user_data` is the `Progress` of the load that is running; llama.cpp calls back on the loading thread
+    // only, and nothing else uses it until the load has returned.
+    let Some(progress) = (unsafe { user_data.cast::<Progress<F>>().as_mut() }) else {
+        return false;
+    };
+    if progress.cancelled || progress.failure.is_set() {
+        return false;
+    }
+    let report = &mut progress.report;
+    match progress
+        .failure
+        .catch("progress callback", || report(fraction))
+    {
+        Some(ControlFlow::Continue(())) => true,
+        Some(ControlFlow::Break(())) => {
+            progress.cancelled = true;
+            false
+        }
+        None => false,
+    }
+}
+
+fn load_raw<F: FnMut(f32) -> ControlFlow<()>>(
+    path: &Path,
+    files: &gguf::ModelFiles,
+    params: &ModelParams,
+    report: F,
+) -> Result<InnerModel> {
+    let failed = |reason: String| Error::Load {
+        path: path.to_owned(),
+        reason,
+    };
+    let paths = files
+        .parts
+        .iter()
+        .map(|part| CString::new(part.path().as_os_str().as_bytes()))
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|_| failed("its name contains a NUL byte".to_owned()))?;
+    let mut raw_paths: Vec<*const c_char> = paths.iter().map(|path| path.as_ptr()).collect();
+
+    let mut progress = Progress {
+        report,
+        failure: FailureSlot::new(),
+        cancelled: false,
+    };
+    // SAFETY: takes no arguments.
+    let mut raw = unsafe { sys::llama_model_default_params() };
+    raw.n_gpu_layers = 0;
+    raw.load_mode = match params.load_mode {
+        LoadMode::Mmap => sys::LLAMA_LOAD_MODE_MMAP,
+        LoadMode::None => sys::LLAMA_LOAD_MODE_NONE,
+        LoadMode::DirectIo => sys::LLAMA_LOAD_MODE_DIRECT_IO,
+    };
+    raw.lazy_mode = match params.prefetch {
+        Prefetch::Eager => sys::LLAMA_LAZY_MODE_OFF,
+        Prefetch::Selective => sys::LLAMA_LAZY_MODE_SPARSE,
+        Prefetch::None => sys::LLAMA_LAZY_MODE_ALL,
+    };
+    raw.use_extra_bufts = params.repack;
+    raw.check_tensors = params.check_tensors;
+    raw.vocab_only = params.vocab_only;
+    raw.progress_callback = Some(on_progress::<F>);
+    raw.progress_callback_user_data = std::ptr::from_mut(&mut progress).cast();
+
+    logs::clear_reasons();
+    let mut model = std::ptr::null_mut();
+    // SAFETY: `raw_paths` holds NUL-terminated names that outlive the call; `progress` outlives the call and is used
+    // only by it; the callback's type matches the user data.
+    let status = unsafe {
+        sys::faultline_model_load(raw_paths.as_mut_ptr(), raw_paths.len(), raw, &mut model)
+    };
+    // SAFETY: a model that llama.cpp returned is ours; a failed call leaves NULL.
+    let inner = unsafe { InnerModel::from_raw(model) };
+
+    // From here on an early return drops `inner`, which frees the model.
+    if let Some(failure) = progress.failure.take() {
+        return Err(failure.into_error(None));
+    }
+    if progress.cancelled {
+        return Err(Error::Cancelled);
+    }
+    match inner {
+        Some(inner) if shim::is_ok(status) => Ok(inner),
+        _ => Err(failed(shim::reason(status))),
+    }
+}
