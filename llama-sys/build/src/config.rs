@@ -22,6 +22,8 @@ pub const ENV_VARS: [&str; 9] = [
     "CXXFLAGS",
 ];
 
+const PIN_MANIFEST: &str = "vendor/llama.cpp/Cargo.toml";
+
 /// Whether the series is applied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Patching {
@@ -161,7 +163,7 @@ impl Config {
 
     /// The manifest that pins the source.
     pub fn pin_manifest(&self) -> PathBuf {
-        self.root.join("vendor/llama.cpp/Cargo.toml")
+        self.root.join(PIN_MANIFEST)
     }
 
     /// The name of the folder for builds with these options: it tells options apart, not contents.
@@ -183,6 +185,27 @@ impl Config {
             None => upstream::build_name(),
         }
     }
+}
+
+/// The root folder of the repository: the nearest folder above the current one that holds the pin of the source, else the
+/// repository from which this crate was built.
+///
+/// # Errors
+///
+/// There is no such folder.
+pub fn find_root() -> Result<PathBuf> {
+    let here = env::current_dir().unwrap_or_default();
+    let built_from = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut candidates = here.ancestors().chain(built_from.ancestors());
+    candidates
+        .find(|folder| folder.join(PIN_MANIFEST).is_file())
+        .map(Path::to_owned)
+        .ok_or_else(|| {
+            Error::BadCombination(format!(
+                "no folder above {} holds {PIN_MANIFEST}",
+                here.display()
+            ))
+        })
 }
 
 /// The environment, as a value so that tests need not change the process's.

@@ -1,7 +1,7 @@
 //! Builds the pinned llama.cpp: locate, copy, patch, verify, cmake, bind.
 //!
 //! Each stage is a function that returns a [`Result`]; errors name the object and the command that helps. The build
-//! script of `llama-sys` runs all of them ([`script::run`]); [`tools`] and [`reference`] build programs for
+//! script of `llama-sys` runs all of them (`script::run`); [`tools`] and [`reference()`] build programs for
 //! comparisons, also from the unpatched tree.
 //!
 //! # Environment

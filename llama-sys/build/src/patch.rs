@@ -259,6 +259,18 @@ pub fn sums_text(overlay: &Overlay) -> String {
     lines.collect()
 }
 
+/// Writes `SHA256SUMS` of the series (under a temporary name first).
+///
+/// # Errors
+///
+/// The file cannot be written.
+pub fn write_sums(series: &Series, overlay: &Overlay) -> Result<()> {
+    let sums = series.sums_file();
+    let fresh = sums.with_extension("new");
+    fs::write(&fresh, sums_text(overlay)).map_err(io_error("write", &fresh))?;
+    fs::rename(&fresh, &sums).map_err(io_error("rename", &fresh))
+}
+
 /// Checks that the files which the series touches are in `tree` what `SHA256SUMS` says.
 ///
 /// The files are read from `tree` again: this is the proof that the series was applied, not a repetition of it.
@@ -267,34 +279,49 @@ pub fn sums_text(overlay: &Overlay) -> String {
 ///
 /// [`Error::Verify`] lists every file that differs, is missing, is in only one of the two lists, or should have been deleted.
 pub fn verify(tree: &Path, series: &Series, overlay: &Overlay) -> Result<()> {
+    compare(series, overlay, |path| {
+        let file = tree.join(path);
+        match fs::read(&file) {
+            Ok(content) => Ok(Some(digest::sha256_hex(&content))),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(io_error("read", &file)(error)),
+        }
+    })
+}
+
+/// Checks what the series makes against `SHA256SUMS`, without a tree: whether series and sums belong together.
+///
+/// # Errors
+///
+/// As [`verify`].
+pub fn check(series: &Series, overlay: &Overlay) -> Result<()> {
+    compare(series, overlay, |path| {
+        Ok(overlay.get(path).flatten().map(digest::sha256_hex))
+    })
+}
+
+/// `sum_of` gives the sum of a file of the patched tree, `None` when there is no such file.
+fn compare(
+    series: &Series,
+    overlay: &Overlay,
+    sum_of: impl Fn(&str) -> Result<Option<String>>,
+) -> Result<()> {
     let sums = series.sums_file();
     let mut differences = Vec::new();
     let mut listed = read_sums(&sums)?;
     for (path, content) in overlay.iter() {
-        let file = tree.join(path);
-        let found = match fs::read(&file) {
-            Ok(content) => Some(digest::sha256_hex(&content)),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
-            Err(error) => return Err(io_error("read", &file)(error)),
-        };
+        let found = sum_of(path)?;
         let expected = listed.remove(path);
-        match (content.is_some(), found, expected) {
-            (false, None, None) => {}
-            (false, Some(_), _) => {
-                differences.push(format!("{path}: is deleted by the series but exists"))
-            }
-            (false, None, Some(_)) => {
-                differences.push(format!("{path}: is deleted by the series but has a sum"))
-            }
-            (true, None, _) => differences.push(format!("{path}: is missing")),
-            (true, Some(_), None) => {
-                differences.push(format!("{path}: is changed by the series but has no sum"))
-            }
-            (true, Some(found), Some(expected)) if found != expected => {
-                differences.push(format!("{path}: expected {expected}, found {found}"));
-            }
-            (true, Some(_), Some(_)) => {}
-        }
+        let difference = match (content.is_some(), found, expected) {
+            (false, None, None) => continue,
+            (false, Some(_), _) => "is deleted by the series but exists".to_owned(),
+            (false, None, Some(_)) => "is deleted by the series but has a sum".to_owned(),
+            (true, None, _) => "is missing".to_owned(),
+            (true, Some(_), None) => "is changed by the series but has no sum".to_owned(),
+            (true, Some(found), Some(expected)) if found == expected => continue,
+            (true, Some(found), Some(expected)) => format!("expected {expected}, found {found}"),
+        };
+        differences.push(format!("{path}: {difference}"));
     }
     differences.extend(
         listed

@@ -70,7 +70,7 @@ pub fn reference(
     for library in &libraries.system_libraries {
         compiler = compiler.arg(format!("-l{library}"));
     }
-    compiler.capture()?;
+    compiler.run(config.verbose)?;
     fs::rename(&fresh, &program).map_err(io_error("rename", &fresh))?;
     Ok(program)
 }

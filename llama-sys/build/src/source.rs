@@ -169,3 +169,119 @@ pub fn check_marker(tree: &Path) -> Result<()> {
         fetch: None,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::test_files::write;
+
+    fn config(root: &Path) -> Config {
+        let mut config = Config::for_host(root).unwrap();
+        config.host = "some-host".to_owned();
+        config.offline = true;
+        config.source = None;
+        config
+    }
+
+    fn make_tree(path: &Path, minor: u32) {
+        for file in upstream::MARKER_FILES {
+            write(&path.join(file), "");
+        }
+        write(
+            &path.join("ggml/CMakeLists.txt"),
+            &format!(
+                "project(\"ggml\")\nset(GGML_VERSION_MAJOR 0)\n  set(GGML_VERSION_MINOR {minor})\nset(GGML_VERSION_PATCH 0)\n"
+            ),
+        );
+    }
+
+    #[test]
+    fn without_the_package_the_error_names_the_fixing_command() {
+        let dir = tempfile::tempdir().unwrap();
+        let message = locate(&config(dir.path())).unwrap_err().to_string();
+        let fetch = format!(
+            "fetch it with: cargo fetch --locked --target some-host --manifest-path {}/vendor/llama.cpp/Cargo.toml",
+            dir.path().display()
+        );
+        assert!(message.contains(&fetch), "{message}");
+        assert!(message.contains("LLAMA_SYS_SOURCE"), "{message}");
+    }
+
+    #[test]
+    fn the_package_must_have_exactly_the_pinned_version() {
+        let package = |name: &str, version: &str| {
+            format!(
+                r#"{{"packages":[{{"name":"x","version":"1.0.0","manifest_path":"/x/Cargo.toml"}},
+                    {{"name":"{name}","version":"{version}","manifest_path":"/registry/pkg/Cargo.toml"}}]}}"#
+            )
+        };
+        let found = tree_in_metadata(&package(upstream::CRATE, upstream::CRATE_VERSION)).unwrap();
+        assert_eq!(
+            found,
+            Path::new("/registry/pkg").join(upstream::CRATE_FOLDER)
+        );
+        for (metadata, part) in [
+            (
+                package(upstream::CRATE, "0.10.9"),
+                "holds 0.10.9 of llama-cpp-sys-4, expected 0.11.0",
+            ),
+            (
+                package("other", "0.11.0"),
+                "holds no version of llama-cpp-sys-4",
+            ),
+            ("{}".to_owned(), "lists no packages"),
+            ("not json".to_owned(), "cargo metadata:"),
+        ] {
+            let message = tree_in_metadata(&metadata).unwrap_err();
+            assert!(message.contains(part), "{message}");
+        }
+    }
+
+    #[test]
+    fn a_tree_must_be_complete_and_of_the_pinned_version() {
+        let dir = tempfile::tempdir().unwrap();
+        let tree = dir.path().join("tree");
+        let message = |fetch: Option<String>| check_tree(&tree, fetch).unwrap_err().to_string();
+        assert!(message(None).contains("is not a folder"));
+
+        make_tree(&tree, 28);
+        check_tree(&tree, None).unwrap();
+        fs::remove_file(tree.join("include/llama.h")).unwrap();
+        assert!(message(Some("cargo fetch".to_owned())).contains(
+            "include/llama.h is missing\nremove that folder and fetch it again with: cargo fetch"
+        ));
+
+        make_tree(&tree, 29);
+        assert!(message(None).contains("its ggml is 0.29.0, expected 0.28.0"));
+        write(&tree.join("ggml/CMakeLists.txt"), "");
+        assert!(message(None).contains("declares no version"));
+    }
+
+    #[test]
+    fn a_tree_of_the_user_wins() {
+        let dir = tempfile::tempdir().unwrap();
+        make_tree(dir.path(), 28);
+        let mut config = config(dir.path());
+        config.source = Some(dir.path().to_owned());
+        assert_eq!(locate(&config).unwrap(), dir.path());
+    }
+
+    #[test]
+    fn an_unpatched_header_is_noticed() {
+        let dir = tempfile::tempdir().unwrap();
+        write(
+            &dir.path().join("include/llama.h"),
+            "LLAMA_API void llama_free(void);\n",
+        );
+        let message = check_marker(dir.path()).unwrap_err().to_string();
+        assert!(
+            message.contains("does not declare llama_lazy_abi_v1"),
+            "{message}"
+        );
+        write(
+            &dir.path().join("include/llama.h"),
+            "LLAMA_API int32_t llama_lazy_abi_v1(void);\n",
+        );
+        check_marker(dir.path()).unwrap();
+    }
+}
