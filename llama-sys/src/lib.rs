@@ -27,8 +27,18 @@ mod build_info {
     include!(concat!(env!("OUT_DIR"), "/build_info.rs"));
 }
 
+#[cfg(target_pointer_width = "64")]
+mod layout;
+
 pub use bindings::*;
 pub use build_info::{GGML_VERSION, LLAMA_BUILD, PATCH_SET_DIGEST};
+
+// If these are missing, the headers are not those of the patched tree: patches/series is not what this crate was written
+// for, or LLAMA_SYS_SOURCE names a tree that was patched by another series.
+pub use bindings::{
+    GGML_TENSOR_FLAG_LAZY, LLAMA_LAZY_MODE_ALL, LLAMA_LAZY_MODE_SPARSE, ggml_backend_cpu_lazy_i,
+    ggml_backend_cpu_set_lazy, llama_lazy_abi_v1, llama_set_lazy,
+};
 
 /// The ABI marker of the patched library. `#[used]` keeps the reference in every program, so that an unpatched or stale
 /// library fails at link time: "undefined symbol: llama_lazy_abi_v1".

@@ -163,6 +163,8 @@ fn arguments(config: &Config, tree: &Path, build: &Path) -> Vec<String> {
         format!("-DLLAMA_BUILD_COMMIT={commit}"),
         format!("-DGGML_NATIVE={}", on(config.native)),
     ];
+    // Thousands of lines about upstream's code would hide the one that explains a failure.
+    arguments.push("-DLLAMA_ALL_WARNINGS=OFF".to_owned());
     // Folders that the registry package does not ship, and what would need the network or a system library.
     for name in [
         "BUILD_APP",
