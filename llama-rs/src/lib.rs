@@ -35,6 +35,7 @@
 //! ```
 #![deny(missing_docs)]
 
+mod advise;
 mod backend;
 mod batch;
 mod chat;
@@ -55,6 +56,7 @@ mod slices;
 mod utf8;
 mod vocab;
 
+pub use advise::{Advise, AdviseCounters};
 pub use backend::{Backend, BuildInfo};
 pub use batch::Batch;
 pub use chat::ChatMessage;
