@@ -92,6 +92,8 @@ impl GgmlType {
     pub const F16: GgmlType = GgmlType(1);
     /// Blocks of 32 4-bit numbers with a 16-bit scale.
     pub const Q4_0: GgmlType = GgmlType(2);
+    /// Blocks of 32 5-bit numbers with a 16-bit scale.
+    pub const Q5_0: GgmlType = GgmlType(6);
     /// Blocks of 32 8-bit numbers with a 16-bit scale.
     pub const Q8_0: GgmlType = GgmlType(8);
     /// Blocks of 256 4-bit numbers with 6-bit scales and minima.

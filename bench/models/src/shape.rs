@@ -1,0 +1,200 @@
+//! The shapes by name.
+
+use gguf::GgmlType;
+
+use crate::Error;
+use crate::arch::deepseek2::{self, DeepSeek2};
+use crate::arch::gpt_oss::{self, GptOss};
+use crate::arch::llama::{self, Llama, Vocabulary};
+use crate::arch::qwen3moe::{self, Qwen3Moe};
+use crate::plan::Plan;
+
+/// A model's architecture, sizes and types: everything but its seed.
+#[derive(Clone, Debug)]
+pub struct Shape {
+    name: String,
+    plan: Plan,
+}
+
+/// The type of the experts of a tiny model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the names say it")]
+pub enum ExpertType {
+    Mxfp4,
+    Q4K,
+    Q8_0,
+    F16,
+}
+
+impl ExpertType {
+    /// All of them.
+    pub const ALL: [ExpertType; 4] = [
+        ExpertType::Mxfp4,
+        ExpertType::Q4K,
+        ExpertType::Q8_0,
+        ExpertType::F16,
+    ];
+
+    /// The type's name in a shape's name.
+    pub fn name(self) -> &'static str {
+        match self {
+            ExpertType::Mxfp4 => "mxfp4",
+            ExpertType::Q4K => "q4_k",
+            ExpertType::Q8_0 => "q8_0",
+            ExpertType::F16 => "f16",
+        }
+    }
+
+    /// The type in a file.
+    pub fn ggml_type(self) -> GgmlType {
+        match self {
+            ExpertType::Mxfp4 => GgmlType::MXFP4,
+            ExpertType::Q4K => GgmlType::Q4_K,
+            ExpertType::Q8_0 => GgmlType::Q8_0,
+            ExpertType::F16 => GgmlType::F16,
+        }
+    }
+}
+
+/// Names that stand for one shape each.
+const NAMES: [&str; 12] = [
+    "demo",
+    "gpt-oss-20b",
+    "qwen3-30b-a3b",
+    "deepseek-v2-lite",
+    "llama-dense",
+    "tiny-gpt-oss",
+    "tiny-qwen3moe",
+    "tiny-deepseek2",
+    "tiny-llama",
+    "tiny-llama-untied",
+    "tiny-llama-no-vocab",
+    "tiny-llama-no-tokenizer",
+];
+
+impl Shape {
+    /// The shape of this name; [`Shape::names`] lists them.
+    ///
+    /// The tiny mixtures of experts also exist with other types of experts: `tiny-gpt-oss-q8_0`,
+    /// `tiny-qwen3moe-mxfp4` and so on, with the names of [`ExpertType`].
+    ///
+    /// # Errors
+    /// [`Error::UnknownShape`].
+    pub fn by_name(name: &str) -> Result<Shape, Error> {
+        let (base, experts) = ExpertType::ALL
+            .iter()
+            .find_map(|&t| {
+                Some((
+                    name.strip_suffix(t.name())?.strip_suffix('-')?,
+                    t.ggml_type(),
+                ))
+            })
+            .map_or((name, None), |(base, t)| (base, Some(t)));
+        let plan = match (base, experts) {
+            ("demo", None) => gpt_oss::DEMO.plan()?,
+            ("gpt-oss-20b", None) => gpt_oss::GPT_OSS_20B.plan()?,
+            ("qwen3-30b-a3b", None) => qwen3moe::QWEN3_30B_A3B.plan()?,
+            ("deepseek-v2-lite", None) => deepseek2::V2_LITE.plan()?,
+            ("llama-dense", None) => llama::DENSE_8B.plan()?,
+            ("tiny-gpt-oss", _) => {
+                let tiny = gpt_oss::TINY;
+                GptOss {
+                    expert_type: experts.unwrap_or(tiny.expert_type),
+                    ..tiny
+                }
+                .plan()?
+            }
+            ("tiny-qwen3moe", _) => {
+                let tiny = qwen3moe::TINY;
+                let types = experts.map_or(tiny.types, qwen3moe::Types::Experts);
+                Qwen3Moe { types, ..tiny }.plan()?
+            }
+            ("tiny-deepseek2", _) => {
+                let tiny = deepseek2::TINY;
+                let types = experts.map_or(tiny.types, deepseek2::Types::Experts);
+                DeepSeek2 { types, ..tiny }.plan()?
+            }
+            ("tiny-llama", _) => {
+                let tiny = llama::TINY;
+                Llama {
+                    weight_type: experts.unwrap_or(tiny.weight_type),
+                    ..tiny
+                }
+                .plan()?
+            }
+            ("tiny-llama-untied", _) => {
+                let tiny = llama::TINY;
+                let weight_type = experts.unwrap_or(tiny.weight_type);
+                Llama {
+                    tied: false,
+                    weight_type,
+                    ..tiny
+                }
+                .plan()?
+            }
+            ("tiny-llama-no-vocab", None) => Llama {
+                vocabulary: Vocabulary::None,
+                ..llama::TINY
+            }
+            .plan()?,
+            ("tiny-llama-no-tokenizer", None) => Llama {
+                vocabulary: Vocabulary::Silent,
+                ..llama::TINY
+            }
+            .plan()?,
+            _ => {
+                let known = Shape::names().join(", ");
+                return Err(Error::UnknownShape {
+                    name: name.to_owned(),
+                    known,
+                });
+            }
+        };
+        Ok(Shape {
+            name: name.to_owned(),
+            plan,
+        })
+    }
+
+    /// The names of all shapes, without those that differ only in the type of their weights.
+    pub fn names() -> &'static [&'static str] {
+        &NAMES
+    }
+
+    /// A tiny mixture of experts (`tiny-gpt-oss`, `tiny-qwen3moe`, `tiny-deepseek2`) or a tiny
+    /// dense model with this type of experts or weights.
+    ///
+    /// # Errors
+    /// [`Error::UnknownShape`].
+    pub fn tiny(name: &str, experts: ExpertType) -> Result<Shape, Error> {
+        Shape::by_name(&format!("{name}-{}", experts.name()))
+    }
+
+    /// The name it was asked for by.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The size of the file in bytes.
+    pub fn total_bytes(&self) -> u64 {
+        self.plan.layout.total_bytes()
+    }
+
+    /// The tensors that the file will have. Their offsets count from the start of the data, not of
+    /// the file.
+    pub fn tensors(&self) -> &[gguf::TensorInfo] {
+        self.plan.layout.tensors()
+    }
+
+    /// What the file is called in a cache folder. The number changes whenever the content does.
+    pub fn demo_file_name(&self) -> String {
+        format!("faultline-{}-v{CONTENT_VERSION}.gguf", self.name)
+    }
+
+    pub(crate) fn plan(&self) -> &Plan {
+        &self.plan
+    }
+}
+
+/// Raised whenever the same shape and seed give another file than before.
+const CONTENT_VERSION: u32 = 1;
