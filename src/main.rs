@@ -1,1 +1,21 @@
-fn main() {}
+//! The `faultline` command line. Each verb has a file of its own; this one only starts them.
+
+mod cli;
+mod exit;
+mod output;
+mod progress;
+mod run;
+mod signals;
+mod version;
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+fn main() -> ExitCode {
+    let started = Instant::now();
+    let arguments = cli::parse();
+    let result = match &arguments.command {
+        cli::Command::Run(run) => run::run(run, started),
+    };
+    exit::code(result)
+}

@@ -1,0 +1,259 @@
+//! What the user can type.
+
+use std::path::PathBuf;
+
+use clap::{ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+use llama_rs::Prefetch;
+
+use crate::version;
+
+const EXAMPLES: &str = "\
+EXAMPLES:
+  Continue a text, always the most probable token:
+    faultline run -m model.gguf -p \"The capital of Germany is\" --raw --temp 0 -n 16
+  Ask a question with the model's chat template, reading only what is needed:
+    faultline run -m model.gguf -p \"Why is the sky blue?\" --prefetch selective
+  Repeatable sampling of a prompt in a file:
+    faultline run -m model.gguf -f prompt.txt --seed 7 --temp 0.6 --top-p 0.9
+  Token ids only, for comparisons:
+    faultline run -m model.gguf -p \"Hello\" --raw --temp 0 -n 32 --ids -q
+
+EXIT CODES:
+  0    done (also when the reader of standard output went away)
+  1    failure while running, such as a failed read or too little memory
+  2    bad input: wrong usage, or a model or prompt that cannot be used
+  130  ended by Ctrl-C";
+
+/// Shows which weight bytes a language model reads, and loads only those.
+#[derive(Debug, Parser)]
+#[command(
+    name = "faultline",
+    version,
+    after_help = "Exit codes: 0 done, 1 failure while running, 2 bad input, 130 ended by Ctrl-C."
+)]
+#[command(arg_required_else_help = true, max_term_width = 110)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Generate text from a prompt.
+    Run(RunArgs),
+}
+
+/// Text goes to standard output, everything else to standard error.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+#[group(skip)]
+pub(crate) struct RunArgs {
+    /// The model: a GGUF file, or the first file of a split one.
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) model: PathBuf,
+
+    /// The prompt.
+    #[arg(
+        short,
+        long,
+        value_name = "TEXT",
+        required_unless_present = "file",
+        conflicts_with = "file"
+    )]
+    pub(crate) prompt: Option<String>,
+
+    /// Read the prompt from a file; `-` reads standard input.
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) file: Option<PathBuf>,
+
+    /// Generate at most this many tokens; -1: until the model ends its answer or the context is full.
+    #[arg(short, long, value_name = "N", default_value_t = -1, allow_negative_numbers = true)]
+    #[arg(value_parser = clap::value_parser!(i64).range(-1..=i64::from(u32::MAX)))]
+    pub(crate) n_predict: i64,
+
+    /// Continue the prompt as plain text, without the model's chat template.
+    #[arg(long, conflicts_with_all = ["chat", "system"], help_heading = "Prompt")]
+    pub(crate) raw: bool,
+
+    /// Put the prompt into the model's chat template, and fail if the model has none [default: if the model has one].
+    #[arg(long, help_heading = "Prompt")]
+    pub(crate) chat: bool,
+
+    /// A system message before the prompt; implies --chat.
+    #[arg(long, value_name = "TEXT", help_heading = "Prompt")]
+    pub(crate) system: Option<String>,
+
+    /// Temperature; 0 always takes the most probable token.
+    #[arg(
+        long,
+        visible_alias = "temperature",
+        value_name = "T",
+        default_value_t = 0.8,
+        help_heading = "Sampling"
+    )]
+    #[arg(value_parser = temperature)]
+    pub(crate) temp: f32,
+
+    /// Keep the K most probable tokens; 0 keeps all.
+    #[arg(
+        long,
+        value_name = "K",
+        default_value_t = 40,
+        help_heading = "Sampling"
+    )]
+    #[arg(value_parser = clap::value_parser!(u32).range(0..=i64::from(i32::MAX)))]
+    pub(crate) top_k: u32,
+
+    /// Keep the most probable tokens that together have probability P; 1 keeps all.
+    #[arg(long, value_name = "P", default_value_t = 0.95, value_parser = probability, help_heading = "Sampling")]
+    pub(crate) top_p: f32,
+
+    /// Keep tokens with at least P times the probability of the most probable one; 0 keeps all.
+    #[arg(long, value_name = "P", default_value_t = 0.05, value_parser = probability, help_heading = "Sampling")]
+    pub(crate) min_p: f32,
+
+    /// Seed of the random numbers [default: a new one for every run, printed at the start].
+    #[arg(short, long, value_name = "N", help_heading = "Sampling")]
+    pub(crate) seed: Option<u32>,
+
+    /// What is read of the model before the first token: all of the file (eager), nothing (none), or only what every
+    /// token reads in full (selective: experts are read when a token needs them).
+    #[arg(long, value_name = "MODE", default_value_t = Prefetch::Eager, value_parser = prefetch_values(), help_heading = "Loading")]
+    pub(crate) prefetch: Prefetch,
+
+    /// Copy weights into the layout that suits the CPU best: faster, but that part of the model is in memory twice.
+    #[arg(
+        long,
+        value_name = "on|off",
+        default_value = "on",
+        help_heading = "Loading"
+    )]
+    pub(crate) repack: Switch,
+
+    /// Context size in tokens; 0: as many as the model was trained for [default: 4096, or fewer if the model was
+    /// trained for fewer].
+    #[arg(short, long, value_name = "N", help_heading = "Loading")]
+    pub(crate) ctx_size: Option<u32>,
+
+    /// Threads [default: one for each CPU that the process may use].
+    #[arg(short, long, value_name = "N", help_heading = "Loading")]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=i64::from(llama_rs::MAX_THREADS)))]
+    pub(crate) threads: Option<u32>,
+
+    /// Print token ids instead of text: one line for the prompt, one for what was generated.
+    #[arg(long, help_heading = "Output")]
+    pub(crate) ids: bool,
+
+    /// Show llama.cpp's log; twice: its debug messages too.
+    #[arg(short, long, action = ArgAction::Count, help_heading = "Output")]
+    pub(crate) verbose: u8,
+
+    /// Print errors only: no progress bar, no configuration, no summary.
+    #[arg(short, long, conflicts_with = "verbose", help_heading = "Output")]
+    pub(crate) quiet: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Switch {
+    On,
+    Off,
+}
+
+/// The parsed command line. Wrong usage, `--help` and `--version` end the process here.
+pub(crate) fn parse() -> Cli {
+    let matches = command().get_matches();
+    Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
+}
+
+fn command() -> clap::Command {
+    Cli::command().long_version(version::long())
+}
+
+fn prefetch_values() -> impl clap::builder::TypedValueParser<Value = Prefetch> {
+    use clap::builder::{PossibleValuesParser, TypedValueParser};
+    PossibleValuesParser::new(Prefetch::ALL.map(Prefetch::as_str))
+        .try_map(|mode| mode.parse::<Prefetch>())
+}
+
+fn temperature(text: &str) -> Result<f32, String> {
+    number_in(text, 0.0, f32::MAX, "a number of at least 0")
+}
+
+fn probability(text: &str) -> Result<f32, String> {
+    number_in(text, 0.0, 1.0, "a number from 0 to 1")
+}
+
+/// Not-a-number is in no range.
+fn number_in(text: &str, low: f32, high: f32, expected: &str) -> Result<f32, String> {
+    match text.parse::<f32>() {
+        Ok(number) if (low..=high).contains(&number) => Ok(number),
+        _ => Err(format!("expected {expected}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run_args(arguments: &[&str]) -> Result<RunArgs, clap::Error> {
+        let matches =
+            command().try_get_matches_from([&["faultline", "run"], arguments].concat())?;
+        let Command::Run(run) = Cli::from_arg_matches(&matches)?.command;
+        Ok(run)
+    }
+
+    #[test]
+    fn the_definition_is_consistent() {
+        command().debug_assert();
+    }
+
+    #[test]
+    fn short_flags_are_those_of_llama_cpp() {
+        let run = run_args(&[
+            "-m", "a", "-p", "b", "-n", "-1", "-c", "9", "-t", "2", "-s", "3", "-q",
+        ])
+        .unwrap();
+        assert_eq!(
+            (run.n_predict, run.ctx_size, run.threads, run.seed),
+            (-1, Some(9), Some(2), Some(3))
+        );
+        assert_eq!(
+            run_args(&["-m", "a", "-f", "-"]).unwrap().file,
+            Some(PathBuf::from("-"))
+        );
+    }
+
+    #[test]
+    fn every_prefetch_mode_parses() {
+        for mode in Prefetch::ALL {
+            let run = run_args(&["-m", "a", "-p", "b", "--prefetch", mode.as_str()]).unwrap();
+            assert_eq!(run.prefetch, mode);
+        }
+    }
+
+    #[test]
+    fn impossible_values_are_wrong_usage() {
+        for wrong in [
+            &["--prefetch", "lazy"][..],
+            &["--temp", "NaN"],
+            &["--temp", "-1"],
+            &["--temp", "inf"],
+            &["--top-p", "1.5"],
+            &["--min-p", "-0.1"],
+            &["--top-k", "-1"],
+            &["--threads", "0"],
+            &["--threads", "513"],
+            &["--repack", "maybe"],
+            &["-n", "-2"],
+            &["--raw", "--chat"],
+            &["--raw", "--system", "x"],
+            &["-f", "x"],
+            &["-v", "-q"],
+        ] {
+            let error = run_args(&[&["-m", "a", "-p", "b"], wrong].concat()).unwrap_err();
+            assert_eq!(error.exit_code(), 2, "{wrong:?}: {error}");
+        }
+        assert_eq!(run_args(&["-m", "a"]).unwrap_err().exit_code(), 2);
+        assert_eq!(run_args(&["-p", "a"]).unwrap_err().exit_code(), 2);
+    }
+}

@@ -1,0 +1,319 @@
+//! `faultline run`: text from a prompt.
+
+use std::fs;
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::io::{self, Read};
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use llama_rs::{
+    Advise, Backend, ChatMessage, Context, ContextParams, Error, Generated, Model, ModelParams,
+    Prefetch, Sampler, Stop, Token, Utf8Stream,
+};
+
+use crate::cli::{RunArgs, Switch};
+use crate::exit::{BadInput, Outcome};
+use crate::output::{self, Output, note};
+use crate::progress::LoadBar;
+use crate::signals;
+
+/// Context size when none is asked for: the KV cache is resident at once, and many models are trained for far more.
+const CONTEXT_TOKENS_DEFAULT: u32 = 4096;
+
+/// Most tokens of a prompt that are computed at once: llama.cpp's default for a ubatch.
+const BATCH_TOKENS: u32 = 512;
+
+/// When what happened, seen from the start of the process.
+struct Times {
+    started: Instant,
+    loaded: Duration,
+    first_token: Option<Duration>,
+}
+
+pub(crate) fn run(args: &RunArgs, started: Instant) -> anyhow::Result<Outcome> {
+    let stop = Arc::new(AtomicBool::new(false));
+    signals::on_interrupt(&stop).context("cannot handle Ctrl-C")?;
+    signals::on_unreadable_page(&args.model).context("cannot handle unreadable pages")?;
+    output::show_logs(args.verbose);
+
+    let prompt = prompt_text(args)?;
+    let seed = args.seed.unwrap_or_else(random_seed);
+    let mut sampler = sampler(args, seed)?;
+
+    let model = match load(args, &stop) {
+        Err(Error::Cancelled) => return Ok(Outcome::Interrupted),
+        model => model?,
+    };
+    let mut times = Times {
+        started,
+        loaded: started.elapsed(),
+        first_token: None,
+    };
+    let tokens = prompt_tokens(args, &model, &prompt)?;
+    let mut context = context(args, &model)?;
+    context.set_abort(Arc::clone(&stop));
+    if !args.quiet {
+        print_configuration(args, &model, &context, seed);
+    }
+    let advise = match args.prefetch {
+        Prefetch::Selective => Some(Arc::new(Advise::new(&model)?)),
+        Prefetch::Eager | Prefetch::None => None,
+    };
+    if let Some(advise) = &advise {
+        context.set_slice_provider(Arc::clone(advise))?;
+    }
+
+    let generated = stream(args, &mut context, &tokens, &mut sampler, &stop, &mut times)?;
+    if !args.quiet {
+        print_summary(&context, &tokens, generated.as_ref(), &times);
+    }
+    if let (Some(advise), 1..) = (&advise, args.verbose) {
+        note(format_args!("advice: {:?}", advise.counters()));
+    }
+    Ok(if stop.load(Ordering::Relaxed) {
+        Outcome::Interrupted
+    } else {
+        Outcome::Done
+    })
+}
+
+fn prompt_text(args: &RunArgs) -> anyhow::Result<String> {
+    let Some(path) = &args.file else {
+        return Ok(args.prompt.clone().unwrap_or_default());
+    };
+    let bytes = read(path).map_err(|error| {
+        BadInput(format!(
+            "{}: cannot read the prompt: {error}",
+            path.display()
+        ))
+    })?;
+    let mut text = String::from_utf8(bytes).map_err(|error| {
+        BadInput(format!(
+            "{}: the prompt is not UTF-8: {}",
+            path.display(),
+            error.utf8_error()
+        ))
+    })?;
+    // Editors end a file with a newline that is no part of the prompt.
+    if text.ends_with('\n') {
+        text.pop();
+    }
+    Ok(text)
+}
+
+fn read(path: &Path) -> io::Result<Vec<u8>> {
+    if path == Path::new("-") {
+        let mut bytes = Vec::new();
+        io::stdin().read_to_end(&mut bytes)?;
+        Ok(bytes)
+    } else {
+        fs::read(path)
+    }
+}
+
+/// Differs from run to run; no secret depends on it.
+fn random_seed() -> u32 {
+    RandomState::new().build_hasher().finish() as u32
+}
+
+fn sampler(args: &RunArgs, seed: u32) -> llama_rs::Result<Sampler> {
+    if args.temp == 0.0 {
+        return Ok(Sampler::greedy());
+    }
+    let builder = Sampler::builder()
+        .temperature(args.temp)
+        .top_k(args.top_k)
+        .top_p(args.top_p);
+    builder.min_p(args.min_p).seed(seed).build()
+}
+
+fn load(args: &RunArgs, stop: &AtomicBool) -> llama_rs::Result<Model> {
+    let name = args
+        .model
+        .file_name()
+        .unwrap_or(args.model.as_os_str())
+        .to_string_lossy();
+    let bar = LoadBar::new(&name, args.quiet);
+    let params = ModelParams {
+        prefetch: args.prefetch,
+        repack: args.repack == Switch::On,
+        ..ModelParams::default()
+    };
+    Model::load_with(&Backend::init(), &args.model, &params, |fraction| {
+        bar.set(fraction);
+        if stop.load(Ordering::Relaxed) {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        }
+    })
+}
+
+fn prompt_tokens(args: &RunArgs, model: &Model, prompt: &str) -> anyhow::Result<Vec<Token>> {
+    let with_template =
+        args.chat || args.system.is_some() || (!args.raw && model.chat_template().is_some());
+    let text = if with_template {
+        let system = args
+            .system
+            .iter()
+            .map(|text| ChatMessage::new("system", text));
+        let messages: Vec<ChatMessage> = system.chain([ChatMessage::new("user", prompt)]).collect();
+        model
+            .apply_chat_template(&messages, true)
+            .context("cannot put the prompt into the model's chat template; --raw continues it as plain text")?
+    } else {
+        prompt.to_owned()
+    };
+    let tokens = model
+        .vocab()
+        .tokenize(&text, true, true)
+        .with_context(|| args.model.display().to_string())?;
+    if tokens.is_empty() {
+        return Err(BadInput("the prompt has no tokens".to_owned()).into());
+    }
+    Ok(tokens)
+}
+
+fn context<'m>(args: &RunArgs, model: &'m Model) -> llama_rs::Result<Context<'m>> {
+    let trained = model.n_ctx_train().max(1);
+    let n_ctx = match args.ctx_size {
+        Some(0) => trained,
+        Some(tokens) => tokens,
+        None => CONTEXT_TOKENS_DEFAULT.min(trained),
+    };
+    let mut params = ContextParams {
+        n_ctx,
+        n_batch: BATCH_TOKENS,
+        n_ubatch: BATCH_TOKENS,
+        ..ContextParams::default()
+    };
+    if let Some(threads) = args.threads {
+        params.n_threads = threads;
+        params.n_threads_batch = threads;
+    }
+    Context::new(model, &params)
+}
+
+/// Generates, and writes each token as it comes. `None` when Ctrl-C came while a token was being computed.
+fn stream(
+    args: &RunArgs,
+    context: &mut Context<'_>,
+    prompt: &[Token],
+    sampler: &mut Sampler,
+    stop: &AtomicBool,
+    times: &mut Times,
+) -> anyhow::Result<Option<Generated>> {
+    let vocab = context.model().vocab();
+    let mut output = Output::new();
+    let mut text = Utf8Stream::new();
+    let mut failure = None;
+    if args.ids {
+        let ids: String = prompt.iter().map(|token| format!(" {token}")).collect();
+        if output
+            .write(format!("prompt{ids}\ngenerated").as_bytes())?
+            .is_break()
+        {
+            return Ok(None);
+        }
+    }
+    let on_token = |token: Token| {
+        times
+            .first_token
+            .get_or_insert_with(|| times.started.elapsed());
+        let piece = if args.ids {
+            format!(" {token}")
+        } else {
+            text.push(&vocab.piece(token, false))
+        };
+        match output.write(piece.as_bytes()) {
+            Ok(ControlFlow::Continue(())) if !stop.load(Ordering::Relaxed) => {
+                ControlFlow::Continue(())
+            }
+            Ok(_) => ControlFlow::Break(()),
+            Err(error) => {
+                failure = Some(error);
+                ControlFlow::Break(())
+            }
+        }
+    };
+    let max_new = usize::try_from(args.n_predict).unwrap_or(usize::MAX);
+    let result = llama_rs::generate(context, prompt, sampler, max_new, on_token);
+    if let Some(error) = failure {
+        return Err(error).context("cannot write to standard output");
+    }
+    if result.is_ok() || stop.load(Ordering::Relaxed) {
+        // What was held back of a character that never became complete.
+        let _ = output.write(text.finish().as_bytes())?;
+    }
+    // Also before an error message: the text so far ends with a whole line.
+    output.end_line()?;
+    match result {
+        Err(Error::Aborted) if stop.load(Ordering::Relaxed) => Ok(None),
+        Err(error @ Error::KvCacheFull { .. }) => Err(error).with_context(|| {
+            format!(
+                "the prompt has {} tokens; --ctx-size sets the limit",
+                prompt.len()
+            )
+        }),
+        result => Ok(Some(result?)),
+    }
+}
+
+fn print_configuration(args: &RunArgs, model: &Model, context: &Context<'_>, seed: u32) {
+    let threads = args.threads.unwrap_or_else(llama_rs::default_threads);
+    let repack = if args.repack == Switch::On {
+        "on"
+    } else {
+        "off"
+    };
+    let sampling = if args.temp == 0.0 {
+        "greedy".to_owned()
+    } else {
+        format!("seed {seed}")
+    };
+    note(format_args!(
+        "{}, {:.1} MiB; prefetch {}, repack {repack}; context {} tokens, {threads} threads, {sampling}",
+        model.desc(),
+        model.size_bytes() as f64 / f64::from(1 << 20),
+        args.prefetch,
+        context.n_ctx(),
+    ));
+}
+
+fn print_summary(
+    context: &Context<'_>,
+    prompt: &[Token],
+    generated: Option<&Generated>,
+    times: &Times,
+) {
+    let perf = context.perf();
+    let speed = |count: u32, ms: f64| {
+        if count > 0 && ms > 0.0 {
+            format!(" at {:.1} tokens/s", 1000.0 * f64::from(count) / ms)
+        } else {
+            String::new()
+        }
+    };
+    let first_token = match times.first_token {
+        Some(time) => format!("first token after {:.0} ms", 1000.0 * time.as_secs_f64()),
+        None => "no token".to_owned(),
+    };
+    let end = match generated.map(|generated| generated.stop) {
+        Some(Stop::EndOfText) => "end of text",
+        Some(Stop::Length) => "length",
+        Some(Stop::ContextFull) => "context full",
+        Some(Stop::Callback) | None => "stopped",
+    };
+    note(format_args!(
+        "loaded after {:.0} ms, {first_token}; prompt {} tokens{}; decode {} tokens{}; {end}",
+        1000.0 * times.loaded.as_secs_f64(),
+        prompt.len(),
+        speed(perf.n_prompt, perf.prompt_ms),
+        perf.n_decode,
+        speed(perf.n_decode, perf.decode_ms),
+    ));
+}

@@ -1,0 +1,85 @@
+//! What several integration tests share.
+#![allow(
+    dead_code,
+    reason = "every test binary compiles this module and uses a part of it"
+)]
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+/// The command line under test, with an environment that does not depend on the caller's.
+pub fn faultline() -> Command {
+    let mut command = Command::new(assert_cmd::cargo::cargo_bin!("faultline"));
+    command.env("NO_COLOR", "1").env_remove("RUST_LOG");
+    command
+}
+
+/// The folder of test data beside the project, or nothing, with the reason printed.
+pub fn shared_data() -> Option<PathBuf> {
+    let folder = std::env::var_os("FAULTLINE_SHARED_DATA").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data"),
+        PathBuf::from,
+    );
+    if folder.is_dir() {
+        return Some(folder);
+    }
+    eprintln!(
+        "skipped: there is no test data at {} (FAULTLINE_SHARED_DATA names another folder)",
+        folder.display()
+    );
+    None
+}
+
+/// A real model in the user's cache folder, or nothing, with the reason printed.
+pub fn real_model(name: &str) -> Option<PathBuf> {
+    let variable = |name| {
+        std::env::var_os(name)
+            .filter(|value| !value.is_empty())
+            .map(PathBuf::from)
+    };
+    let cache = variable("FAULTLINE_CACHE")
+        .or_else(|| Some(variable("XDG_CACHE_HOME")?.join("faultline")))
+        .or_else(|| Some(variable("HOME")?.join(".cache/faultline")));
+    let path = cache?.join("models").join(format!("{name}.gguf"));
+    if path.is_file() {
+        return Some(path);
+    }
+    eprintln!(
+        "skipped: {} is absent; scripts/fetch-models.sh downloads it",
+        path.display()
+    );
+    None
+}
+
+/// Standard error as text.
+pub fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// Standard output as text.
+pub fn stdout(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// The process ended by itself, with code 2, nothing on standard output and one error on standard error that contains
+/// every one of `parts`.
+#[track_caller]
+pub fn assert_bad_input(output: &Output, parts: &[&str]) {
+    let message = stderr(output);
+    assert_eq!(
+        output.status.code(),
+        Some(2),
+        "{}: {message}",
+        output.status
+    );
+    assert!(
+        output.stdout.is_empty(),
+        "text on standard output: {}",
+        stdout(output)
+    );
+    assert!(message.starts_with("error: "), "{message}");
+    assert!(!message.contains("panicked"), "{message}");
+    for part in parts {
+        assert!(message.contains(part), "{part:?} is not in: {message}");
+    }
+}
