@@ -90,5 +90,37 @@ fn bind(tree: &Path, wrapper: &Path) -> Result<String> {
         .rust_edition(bindgen::RustEdition::Edition2024)
         .generate()
         .map(|bindings| bindings.to_string())
-        .map_err(|error| Error::Bindings(error.to_string()))
+        .map_err(|error| refused(error.to_string()))
+}
+
+/// The compiler's own headers come in another package than libclang's.
+fn refused(message: String) -> Error {
+    if ["stddef.h", "stdbool.h", "stdint.h"]
+        .iter()
+        .any(|header| message.contains(&format!("'{header}' file not found")))
+    {
+        return Error::MissingTool {
+            what: format!("libclang has no headers of its own: {message}"),
+            package: "libclang-dev",
+        };
+    }
+    Error::Bindings(message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn missing_headers_name_the_package() {
+        let message =
+            refused("ggml.h:3:10: fatal error: 'stddef.h' file not found".to_owned()).to_string();
+        assert!(
+            message.contains("scripts/setup.sh")
+                && message.contains("apt-get install libclang-dev"),
+            "{message}"
+        );
+        let message = refused("llama.h:9:1: error: unknown type name".to_owned()).to_string();
+        assert!(!message.contains("setup.sh"), "{message}");
+    }
 }

@@ -24,6 +24,8 @@ pub const ENV_VARS: [&str; 9] = [
 
 const PIN_MANIFEST: &str = "vendor/llama.cpp/Cargo.toml";
 
+const PATCH_FOLDER: &str = "patches";
+
 /// Whether the series is applied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Patching {
@@ -110,7 +112,7 @@ impl Config {
             root: root.to_owned(),
             patches: env
                 .path("LLAMA_SYS_PATCHES")
-                .unwrap_or_else(|| root.join("patches")),
+                .unwrap_or_else(|| root.join(PATCH_FOLDER)),
             source: env.path("LLAMA_SYS_SOURCE"),
             assume_patched: env.switch("LLAMA_SYS_ASSUME_PATCHED", false)?,
             native: env.switch("LLAMA_SYS_NATIVE", true)?,
@@ -170,10 +172,12 @@ impl Config {
     pub fn flavor(&self, patching: Patching) -> String {
         let cpu = if self.native { "native" } else { "portable" };
         let mut name = format!("{}-{cpu}-{}", self.target, patching.as_str());
-        if let Some(source) = &self.source {
-            let digest = crate::digest::sha256_hex(source.as_os_str().as_encoded_bytes());
-            name.push_str("-source-");
-            name.push_str(&digest[..8]);
+        let own_patches = (self.patches != self.root.join(PATCH_FOLDER)).then_some(&self.patches);
+        for (kind, path) in [("source", self.source.as_ref()), ("patches", own_patches)] {
+            if let Some(path) = path {
+                let digest = crate::digest::sha256_hex(path.as_os_str().as_encoded_bytes());
+                name.push_str(&format!("-{kind}-{}", &digest[..8]));
+            }
         }
         name
     }
@@ -316,6 +320,12 @@ mod tests {
                 .starts_with("target-triple-native-patched-source-")
         );
         assert_eq!(custom.llama_build(), "custom");
+        let patches = config(&[("LLAMA_SYS_PATCHES", "/other/patches")]).unwrap();
+        assert!(
+            patches
+                .flavor(Patching::Patched)
+                .starts_with("target-triple-native-patched-patches-")
+        );
     }
 
     #[test]

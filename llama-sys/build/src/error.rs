@@ -45,7 +45,7 @@ pub enum Error {
         fetch: String,
     },
     /// A folder is not the expected upstream tree.
-    #[error("{} is not the pinned llama.cpp tree: {reason}{}", path.display(), hint(.fetch))]
+    #[error("{} is not the expected llama.cpp tree: {reason}{}", path.display(), hint(.fetch))]
     NotTheTree {
         /// The folder.
         path: PathBuf,

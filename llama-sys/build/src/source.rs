@@ -7,7 +7,8 @@ use serde_json::Value;
 
 use crate::command::Command;
 use crate::config::Config;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, io_error};
+use crate::patch::Overlay;
 use crate::upstream;
 
 /// The folder of the upstream tree: `LLAMA_SYS_SOURCE`, else the one in the package that `vendor/llama.cpp` pins.
@@ -148,24 +149,36 @@ fn ggml_version(cmake_lists: &str) -> Option<String> {
     Some(format!("{major}.{minor}.{patch}"))
 }
 
-/// Checks that the headers of `tree` declare the ABI marker.
+/// Checks that the headers of `tree` with `overlay` over it declare the ABI marker.
 ///
 /// # Errors
 ///
-/// [`Error::NotTheTree`] when they do not: the tree is not patched.
-pub fn check_marker(tree: &Path) -> Result<()> {
+/// [`Error::NotTheTree`] when they do not: such a tree is not patched, or by another series.
+pub fn check_marker(tree: &Path, overlay: &Overlay) -> Result<()> {
     let header = "include/llama.h";
-    let path = tree.join(header);
-    let text = fs::read_to_string(&path).map_err(crate::error::io_error("read", &path))?;
-    if text.contains(upstream::ABI_MARKER) {
+    let marker = upstream::ABI_MARKER;
+    let declares = |text: &[u8]| {
+        text.windows(marker.len())
+            .any(|part| part == marker.as_bytes())
+    };
+    let declared = match overlay.get(header) {
+        Some(text) => text.is_some_and(declares),
+        None => {
+            let path = tree.join(header);
+            declares(&fs::read(&path).map_err(io_error("read", &path))?)
+        }
+    };
+    if declared {
         return Ok(());
     }
+    let reason = if overlay.is_empty() {
+        format!("{header} does not declare {marker}: no patch series is applied")
+    } else {
+        format!("after the patch series, {header} still does not declare {marker}")
+    };
     Err(Error::NotTheTree {
         path: tree.to_owned(),
-        reason: format!(
-            "{header} does not declare {}: the patch series is not applied",
-            upstream::ABI_MARKER
-        ),
+        reason,
         fetch: None,
     })
 }
@@ -173,7 +186,7 @@ pub fn check_marker(tree: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::test_files::write;
+    use crate::test_files::{make_tree, write};
 
     fn config(root: &Path) -> Config {
         let mut config = Config::for_host(root).unwrap();
@@ -181,18 +194,6 @@ mod tests {
         config.offline = true;
         config.source = None;
         config
-    }
-
-    fn make_tree(path: &Path, minor: u32) {
-        for file in upstream::MARKER_FILES {
-            write(&path.join(file), "");
-        }
-        write(
-            &path.join("ggml/CMakeLists.txt"),
-            &format!(
-                "project(\"ggml\")\nset(GGML_VERSION_MAJOR 0)\n  set(GGML_VERSION_MINOR {minor})\nset(GGML_VERSION_PATCH 0)\n"
-            ),
-        );
     }
 
     #[test]
@@ -273,15 +274,17 @@ mod tests {
             &dir.path().join("include/llama.h"),
             "LLAMA_API void llama_free(void);\n",
         );
-        let message = check_marker(dir.path()).unwrap_err().to_string();
+        let message = check_marker(dir.path(), &Overlay::empty())
+            .unwrap_err()
+            .to_string();
         assert!(
-            message.contains("does not declare llama_lazy_abi_v1"),
+            message.contains("does not declare llama_lazy_abi_v1: no patch series"),
             "{message}"
         );
         write(
             &dir.path().join("include/llama.h"),
             "LLAMA_API int32_t llama_lazy_abi_v1(void);\n",
         );
-        check_marker(dir.path()).unwrap();
+        check_marker(dir.path(), &Overlay::empty()).unwrap();
     }
 }
