@@ -31,10 +31,12 @@ struct Permute(Mutex<u64>);
 unsafe impl SliceProvider for Permute {
     fn begin(&self, access: &mut Begin<'_>) {
         let mut state = self.0.lock().unwrap();
-        access.ids.sort_by_key(|_| {
-            *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            *state >> 33
-        });
+        for last in (1..access.ids.len()).rev() {
+            *state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            access.ids.swap(last, (*state >> 33) as usize % (last + 1));
+        }
     }
 }
 
@@ -84,23 +86,26 @@ unsafe impl SliceProvider for Elsewhere {
 
     fn get(&self, weight: WeightRef<'_>, which: Which) -> Option<NonNull<u8>> {
         let mut slices = self.slices.lock().unwrap();
-        let slice = slices.entry((weight.name().to_owned(), which)).or_insert_with(|| {
-            let (dim, index) = match which {
-                Which::Row(n) => (Dim::Rows, n),
-                Which::Matrix(n) => (Dim::Matrices, n),
-                Which::Whole => (Dim::Whole, 0),
-            };
-            let size = weight.slice_bytes(dim);
-            let (part, tensor) = self.files.tensor(weight.name()).unwrap();
-            let mut bytes = vec![0; size];
-            let file = File::open(self.files.parts[part].path()).unwrap();
-            file.read_exact_at(&mut bytes, tensor.offset + u64::from(index) * size as u64).unwrap();
-            let mut lines = vec![Line([0; 64]); size.div_ceil(64)].into_boxed_slice();
-            for (line, chunk) in lines.iter_mut().zip(bytes.chunks(64)) {
-                line.0[..chunk.len()].copy_from_slice(chunk);
-            }
-            lines
-        });
+        let slice = slices
+            .entry((weight.name().to_owned(), which))
+            .or_insert_with(|| {
+                let (dim, index) = match which {
+                    Which::Row(n) => (Dim::Rows, n),
+                    Which::Matrix(n) => (Dim::Matrices, n),
+                    Which::Whole => (Dim::Whole, 0),
+                };
+                let size = weight.slice_bytes(dim);
+                let (part, tensor) = self.files.tensor(weight.name()).unwrap();
+                let mut bytes = vec![0; size];
+                let file = File::open(self.files.parts[part].path()).unwrap();
+                file.read_exact_at(&mut bytes, tensor.offset + u64::from(index) * size as u64)
+                    .unwrap();
+                let mut lines = vec![Line([0; 64]); size.div_ceil(64)].into_boxed_slice();
+                for (line, chunk) in lines.iter_mut().zip(bytes.chunks(64)) {
+                    line.0[..chunk.len()].copy_from_slice(chunk);
+                }
+                lines
+            });
         NonNull::new(slice.as_mut_ptr().cast())
     }
 }
@@ -110,14 +115,20 @@ unsafe impl SliceProvider for Elsewhere {
 fn check(path: &Path, threads: u32) -> BTreeSet<String> {
     let eager = load(path, Prefetch::Eager);
     let expected = logits(&mut context(&eager, threads));
-    let finite = expected.iter().all(|&bits| f32::from_bits(bits).is_finite());
+    let finite = expected
+        .iter()
+        .all(|&bits| f32::from_bits(bits).is_finite());
     assert!(finite, "{}: logits that are not finite", path.display());
 
     let what = |mode: &str| format!("{}, {threads} threads, {mode}", path.display());
     let elsewhere = Arc::new(Elsewhere::new(path));
     for prefetch in [Prefetch::None, Prefetch::Selective] {
         let model = load(path, prefetch);
-        assert!(logits(&mut context(&model, threads)) == expected, "{}", what("no provider"));
+        assert!(
+            logits(&mut context(&model, threads)) == expected,
+            "{}",
+            what("no provider")
+        );
 
         let mut with = context(&model, threads);
         with.set_slice_provider(Passive).unwrap();
@@ -138,14 +149,23 @@ fn check(path: &Path, threads: u32) -> BTreeSet<String> {
 /// The tensors that the GGUF map calls sparse.
 fn sparse_tensors(path: &Path) -> BTreeSet<String> {
     let files = ModelFiles::open(path).unwrap();
-    files.tensors().map(|(_, tensor)| tensor.name.clone()).filter(|name| files.is_sparse(name)).collect()
+    files
+        .tensors()
+        .map(|(_, tensor)| tensor.name.clone())
+        .filter(|name| files.is_sparse(name))
+        .collect()
 }
 
 fn check_shape(shape: &Shape) {
     let folder = folder();
     let path = model_file(folder.path(), shape);
     for threads in [1, 2] {
-        assert_eq!(check(&path, threads), sparse_tensors(&path), "{}", shape.name());
+        assert_eq!(
+            check(&path, threads),
+            sparse_tensors(&path),
+            "{}",
+            shape.name()
+        );
     }
 }
 
@@ -175,7 +195,10 @@ fn an_output_of_its_own_makes_the_embedding_sparse() {
     let shape = Shape::by_name("tiny-llama-untied").unwrap();
     let folder = folder();
     let path = model_file(folder.path(), &shape);
-    assert_eq!(check(&path, 2), BTreeSet::from(["token_embd.weight".to_owned()]));
+    assert_eq!(
+        check(&path, 2),
+        BTreeSet::from(["token_embd.weight".to_owned()])
+    );
 }
 
 #[test]

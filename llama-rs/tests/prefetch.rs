@@ -33,8 +33,14 @@ fn resident_pages(path: &Path) -> Vec<bool> {
     let mut pages = vec![0u8; length.div_ceil(PAGE_BYTES as usize)];
     // SAFETY: a new mapping of the whole file, unmapped below; mincore writes one byte a page into `pages`.
     unsafe {
-        let address =
-            libc::mmap(std::ptr::null_mut(), length, libc::PROT_READ, libc::MAP_SHARED, file.as_raw_fd(), 0);
+        let address = libc::mmap(
+            std::ptr::null_mut(),
+            length,
+            libc::PROT_READ,
+            libc::MAP_SHARED,
+            file.as_raw_fd(),
+            0,
+        );
         assert_ne!(address, libc::MAP_FAILED);
         assert_eq!(libc::mincore(address, length, pages.as_mut_ptr()), 0);
         libc::munmap(address, length);
@@ -50,26 +56,53 @@ fn whole_pages(range: Range<u64>) -> Range<usize> {
 }
 
 /// Loads the cold model and checks the pages of every tensor, by whether it is sparse.
-fn check(path: &Path, prefetch: Prefetch, dense_resident: Option<bool>, sparse_resident: Option<bool>) {
+fn check(
+    path: &Path,
+    prefetch: Prefetch,
+    dense_resident: Option<bool>,
+    sparse_resident: Option<bool>,
+) {
     let files = ModelFiles::open(path).unwrap();
     for part in &files.parts {
         drop_pages(part.path());
         if resident_pages(part.path()).contains(&true) {
-            eprintln!("skipped: the file system keeps the pages of {}", part.path().display());
+            eprintln!(
+                "skipped: the file system keeps the pages of {}",
+                part.path().display()
+            );
             return;
         }
     }
     let model = load(path, prefetch);
-    let pages: Vec<Vec<bool>> = files.parts.iter().map(|part| resident_pages(part.path())).collect();
+    let pages: Vec<Vec<bool>> = files
+        .parts
+        .iter()
+        .map(|part| resident_pages(part.path()))
+        .collect();
     for (part, tensor) in files.tensors() {
-        let expected = if files.is_sparse(&tensor.name) { sparse_resident } else { dense_resident };
+        let expected = if files.is_sparse(&tensor.name) {
+            sparse_resident
+        } else {
+            dense_resident
+        };
         let Some(expected) = expected else { continue };
         // What must not be there may have come with the header, or with the page that a neighbour shares.
-        let start = if expected { tensor.offset } else { tensor.offset.max(HEADER_BYTES) };
+        let start = if expected {
+            tensor.offset
+        } else {
+            tensor.offset.max(HEADER_BYTES)
+        };
         let wrong = whole_pages(start..tensor.offset + tensor.size_bytes)
             .filter(|&page| pages[part][page] != expected)
             .count();
-        assert_eq!(wrong, 0, "{}, {prefetch}: {} pages of {}", path.display(), wrong, tensor.name);
+        assert_eq!(
+            wrong,
+            0,
+            "{}, {prefetch}: {} pages of {}",
+            path.display(),
+            wrong,
+            tensor.name
+        );
     }
     drop(model);
 }
@@ -82,19 +115,34 @@ fn moe() -> Shape {
 #[test]
 fn eager_reads_everything() {
     let folder = folder();
-    check(&model_file(folder.path(), &moe()), Prefetch::Eager, Some(true), Some(true));
+    check(
+        &model_file(folder.path(), &moe()),
+        Prefetch::Eager,
+        Some(true),
+        Some(true),
+    );
 }
 
 #[test]
 fn selective_reads_the_dense_tensors() {
     let folder = folder();
-    check(&model_file(folder.path(), &moe()), Prefetch::Selective, Some(true), Some(false));
+    check(
+        &model_file(folder.path(), &moe()),
+        Prefetch::Selective,
+        Some(true),
+        Some(false),
+    );
 }
 
 #[test]
 fn none_reads_no_tensor() {
     let folder = folder();
-    check(&model_file(folder.path(), &moe()), Prefetch::None, None, Some(false));
+    check(
+        &model_file(folder.path(), &moe()),
+        Prefetch::None,
+        None,
+        Some(false),
+    );
 }
 
 #[test]
@@ -108,6 +156,11 @@ fn selective_reads_all_of_a_dense_model() {
 fn split_files() {
     let folder = folder();
     let path = model_file(folder.path(), &moe());
-    let parts = gguf::split_model(&ModelFiles::open(&path).unwrap(), &folder.path().join("split"), 3).unwrap();
+    let parts = gguf::split_model(
+        &ModelFiles::open(&path).unwrap(),
+        &folder.path().join("split"),
+        3,
+    )
+    .unwrap();
     check(&parts[0], Prefetch::Selective, Some(true), Some(false));
 }

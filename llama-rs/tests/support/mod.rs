@@ -1,10 +1,12 @@
 //! What several tests share: tiny generated models, and the logits of a prompt and a few steps.
 #![allow(
     dead_code,
+    unreachable_pub,
     reason = "every test binary compiles this module and uses a part of it"
 )]
 
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use llama_rs::{Backend, Batch, Context, ContextParams, Model, ModelParams, Prefetch, Token};
 use model_shapes::Shape;
@@ -54,6 +56,10 @@ pub fn context(model: &Model, threads: u32) -> Context<'_> {
 
 /// The logits of every token of a fixed prompt and of [`STEPS`] greedy steps after it: `[tokens][n_vocab]`, as bits.
 pub fn logits(context: &mut Context<'_>) -> Vec<u32> {
+    // llama.cpp's threads spin in barriers: two computations at once on two cores take many times as long as one after
+    // the other. A test that failed holds nothing that matters.
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let n_vocab = context.model().vocab().n_tokens() as i32;
     let prompt: Vec<Token> = (0..PROMPT_TOKENS as i32)
         .map(|i| Token((i * 7 + 3) % n_vocab))
@@ -61,7 +67,9 @@ pub fn logits(context: &mut Context<'_>) -> Vec<u32> {
     let mut all = Vec::new();
     let mut batch = Batch::new(64, 1);
     for (position, &token) in prompt.iter().enumerate() {
-        batch.add(token, position as i32, &[0], true).expect("room in the batch");
+        batch
+            .add(token, position as i32, &[0], true)
+            .expect("room in the batch");
     }
     for step in 0..=STEPS {
         context.decode(&batch).expect("a decode");
@@ -70,7 +78,9 @@ pub fn logits(context: &mut Context<'_>) -> Vec<u32> {
             all.extend(row.iter().map(|value| value.to_bits()));
         }
         let last = context.logits(-1).expect("logits");
-        let best = (0..last.len()).rev().max_by(|&a, &b| last[a].total_cmp(&last[b]));
+        let best = (0..last.len())
+            .rev()
+            .max_by(|&a, &b| last[a].total_cmp(&last[b]));
         let next = Token(best.expect("a vocabulary") as i32);
         batch.clear();
         batch
@@ -82,7 +92,11 @@ pub fn logits(context: &mut Context<'_>) -> Vec<u32> {
 
 /// A real model in the user's cache folder, or nothing, with the reason printed.
 pub fn real_model(name: &str) -> Option<PathBuf> {
-    let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let variable = |name| {
+        std::env::var_os(name)
+            .filter(|value| !value.is_empty())
+            .map(PathBuf::from)
+    };
     let cache = variable("FAULTLINE_CACHE")
         .or_else(|| Some(variable("XDG_CACHE_HOME")?.join("faultline")))
         .or_else(|| Some(variable("HOME")?.join(".cache/faultline")));
@@ -90,6 +104,9 @@ pub fn real_model(name: &str) -> Option<PathBuf> {
     if path.is_file() {
         return Some(path);
     }
-    eprintln!("skipped: {} is absent; scripts/fetch-models.sh downloads it", path.display());
+    eprintln!(
+        "skipped: {} is absent; scripts/fetch-models.sh downloads it",
+        path.display()
+    );
     None
 }
