@@ -106,14 +106,24 @@ mod tests {
         let (dir, config) = case(upstream::ABI_MARKER);
         let tree = dir.path().join("tree");
         let prepared = prepare(&config, Patching::Patched, &tree).unwrap();
-        assert_eq!(read(&tree.join(HEADER)), "// upstream\nint llama_lazy_abi_v1(void);\n");
+        assert_eq!(
+            read(&tree.join(HEADER)),
+            "// upstream\nint llama_lazy_abi_v1(void);\n"
+        );
         assert!(!tree.join("ggml/src/ggml-cuda").exists());
         assert_eq!(prepared.patch_set_digest.len(), 64);
         assert_eq!(prepared.report.created, upstream::MARKER_FILES.len());
 
         let again = prepare(&config, Patching::Patched, &tree).unwrap();
         assert_eq!(again.report.kept, upstream::MARKER_FILES.len());
-        assert_eq!((again.report.created, again.report.changed, again.report.removed), (0, 0, 0));
+        assert_eq!(
+            (
+                again.report.created,
+                again.report.changed,
+                again.report.removed
+            ),
+            (0, 0, 0)
+        );
     }
 
     #[test]
@@ -121,15 +131,23 @@ mod tests {
         let (dir, config) = case(upstream::ABI_MARKER);
         let prepared = prepare(&config, Patching::Patched, &dir.path().join("tree")).unwrap();
         assert_eq!(prepared.warnings.len(), 2, "{:?}", prepared.warnings);
-        assert!(prepared.warnings[1].contains("include/llama.h: is changed by the series but has no sum"));
+        assert!(
+            prepared.warnings[1]
+                .contains("include/llama.h: is changed by the series but has no sum")
+        );
     }
 
     #[test]
     fn a_series_without_the_marker_leaves_the_destination_alone() {
         let (dir, config) = case("something_else");
         let tree = dir.path().join("tree");
-        let message = prepare(&config, Patching::Patched, &tree).unwrap_err().to_string();
-        assert!(message.contains("include/llama.h still does not declare llama_lazy_abi_v1"), "{message}");
+        let message = prepare(&config, Patching::Patched, &tree)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            message.contains("include/llama.h still does not declare llama_lazy_abi_v1"),
+            "{message}"
+        );
         assert!(!tree.exists());
     }
 
@@ -148,7 +166,9 @@ mod tests {
         let (dir, mut config) = case(upstream::ABI_MARKER);
         config.assume_patched = true;
         let tree = dir.path().join("tree");
-        let message = prepare(&config, Patching::Patched, &tree).unwrap_err().to_string();
+        let message = prepare(&config, Patching::Patched, &tree)
+            .unwrap_err()
+            .to_string();
         assert!(message.contains("no patch series is applied"), "{message}");
 
         let source = config.source.clone().unwrap();
