@@ -1,1 +1,66 @@
-fn main() {}
+//! `bench`: measures what the prefetch modes do to load time, memory, device bytes and speed.
+
+mod cache;
+mod cgroup;
+mod cli;
+mod device;
+mod host;
+mod interrupt;
+mod measure;
+mod models;
+mod output;
+mod overhead;
+mod plot;
+mod procfs;
+mod protocol;
+mod readahead;
+mod record;
+mod residency;
+mod results;
+mod runner;
+mod sample;
+mod size;
+mod spec;
+mod stats;
+mod worker;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Parser as _;
+
+use cli::{Cli, Command};
+use interrupt::Interrupted;
+
+/// As shells report a process that SIGINT ended.
+const EXIT_INTERRUPTED: u8 = 130;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    if let Some(Command::Worker { spec }) = &cli.command {
+        return worker::main(spec);
+    }
+    match run(cli) {
+        Ok(code) => code,
+        Err(error) if error.is::<Interrupted>() => {
+            eprintln!("interrupted");
+            ExitCode::from(EXIT_INTERRUPTED)
+        }
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<ExitCode> {
+    interrupt::install()?;
+    match cli.command {
+        Some(Command::MakeModel(args)) => models::make(&args).map(|()| ExitCode::SUCCESS),
+        Some(Command::Overhead(args)) => overhead::run(&args).map(|()| ExitCode::SUCCESS),
+        Some(Command::Worker { .. }) => {
+            unreachable!("handled before a signal handler is installed")
+        }
+        None => measure::run(&cli.run),
+    }
+}

@@ -1,0 +1,151 @@
+//! The page cache before a run: emptied and verified empty, or filled and verified full.
+
+use std::fs::{self, File};
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, bail};
+use rustix::fs::Advice;
+use serde::Serialize;
+
+use crate::interrupt;
+use crate::procfs;
+use crate::residency;
+use crate::size::format_bytes;
+
+/// How the page cache was brought into its state, and what it held then.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub(crate) struct Prepared {
+    /// Resident bytes of the model's files just before the process was started.
+    pub(crate) resident_bytes: u64,
+    /// What was needed for it.
+    pub(crate) method: &'static str,
+}
+
+/// Empties the page cache of `files`: first by asking for these files alone, then, where pages remain and the system
+/// permits it, by dropping all clean pages of the machine. Whether nothing remained is for the caller to judge: a file
+/// that another process has mapped or locked, or on a file system in memory, keeps its pages.
+pub(crate) fn make_cold(files: &[PathBuf]) -> Result<Prepared> {
+    for path in files {
+        let file = File::open(path).with_context(|| path.display().to_string())?;
+        // Dirty pages cannot be dropped; a model that was just generated may have some.
+        file.sync_all()
+            .with_context(|| format!("{}: cannot be written back", path.display()))?;
+        rustix::fs::fadvise(&file, 0, None, Advice::DontNeed)
+            .with_context(|| format!("{}: its pages cannot be dropped", path.display()))?;
+    }
+    let mut prepared = Prepared {
+        resident_bytes: resident(files)?,
+        method: "fadvise",
+    };
+    if prepared.resident_bytes > 0 && fs::write("/proc/sys/vm/drop_caches", "1").is_ok() {
+        prepared = Prepared {
+            resident_bytes: resident(files)?,
+            method: "drop_caches",
+        };
+    }
+    Ok(prepared)
+}
+
+/// Fills the page cache with `files` and verifies that every byte stayed.
+pub(crate) fn make_warm(files: &[PathBuf]) -> Result<Prepared> {
+    let total = total_len(files)?;
+    let available = procfs::available_bytes().unwrap_or(u64::MAX);
+    let cached = resident(files)?;
+    // What is cached of the files already counts as available memory.
+    if total > available.max(cached) {
+        bail!(
+            "the model ({}) does not fit in the machine's free memory ({}), so it cannot be warm",
+            format_bytes(total),
+            format_bytes(available)
+        );
+    }
+    for path in files {
+        read_through(path)?;
+    }
+    let resident_bytes = resident(files)?;
+    if resident_bytes < total {
+        bail!(
+            "only {} of the model's {} stayed in the page cache after reading it",
+            format_bytes(resident_bytes),
+            format_bytes(total)
+        );
+    }
+    Ok(Prepared {
+        resident_bytes,
+        method: "read",
+    })
+}
+
+/// Reads `path` from its beginning to its end and returns the rate in bytes per second.
+pub(crate) fn read_through(path: &Path) -> Result<f64> {
+    let begin = Instant::now();
+    let mut file = File::open(path).with_context(|| path.display().to_string())?;
+    let mut buffer = vec![0; 4 << 20];
+    let mut total = 0u64;
+    loop {
+        interrupt::check()?;
+        match file
+            .read(&mut buffer)
+            .with_context(|| format!("{}: read error at byte {total}", path.display()))?
+        {
+            0 => break,
+            n => total += n as u64,
+        }
+    }
+    Ok(total as f64 / begin.elapsed().as_secs_f64().max(1e-9))
+}
+
+/// Length of all files together.
+pub(crate) fn total_len(files: &[PathBuf]) -> Result<u64> {
+    files.iter().try_fold(0, |sum, path| {
+        Ok(sum
+            + fs::metadata(path)
+                .with_context(|| path.display().to_string())?
+                .len())
+    })
+}
+
+/// Resident bytes of all files together.
+pub(crate) fn resident(files: &[PathBuf]) -> Result<u64> {
+    files.iter().try_fold(0, |sum, path| {
+        let bytes = residency::resident_bytes(path)
+            .with_context(|| format!("{}: cannot ask which pages are resident", path.display()))?;
+        Ok(sum + bytes)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A folder beside the build's output: the system's temporary folder may be in memory, where nothing can be dropped.
+    fn folder() -> tempfile::TempDir {
+        let exe = std::env::current_exe().unwrap();
+        tempfile::tempdir_in(exe.parent().unwrap()).unwrap()
+    }
+
+    #[test]
+    fn cold_then_warm() {
+        let folder = folder();
+        let paths: Vec<_> = (0..2)
+            .map(|i| folder.path().join(format!("part{i}")))
+            .collect();
+        for path in &paths {
+            fs::write(path, vec![3; 1_000_000]).unwrap();
+        }
+        assert_eq!(make_cold(&paths).unwrap().resident_bytes, 0);
+        assert_eq!(make_warm(&paths).unwrap().resident_bytes, 2_000_000);
+        assert_eq!(make_cold(&paths).unwrap().resident_bytes, 0);
+    }
+
+    #[test]
+    fn a_missing_file_is_named() {
+        let message = format!(
+            "{:#}",
+            make_cold(&[PathBuf::from("/nonexistent/m.gguf")]).unwrap_err()
+        );
+        assert!(message.contains("/nonexistent/m.gguf"), "{message}");
+    }
+}

@@ -1,0 +1,421 @@
+//! A measurement: all rows, interleaved, with the machine prepared before each run and put back after it.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result, anyhow};
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::cache::{self, Prepared};
+use crate::cgroup::{Controller, Group};
+use crate::cli::{Plan, RunArgs};
+use crate::device::BlockDevice;
+use crate::host::{self, Host};
+use crate::interrupt::{self, Interrupted};
+use crate::models;
+use crate::output::{self, Format, RunFolder};
+use crate::procfs;
+use crate::readahead::{self, Readahead};
+use crate::record::{Figures, RunRecord, RunStatus, judge};
+use crate::results::{ModelSetup, Report, RowResult, Setup, Test};
+use crate::runner::{self, End};
+use crate::size::format_bytes;
+use crate::spec::{CacheState, Row, TokenSource, WorkerSpec, interleaved};
+
+/// Measures what `args` ask for, prints the result and keeps it.
+pub(crate) fn run(args: &RunArgs) -> Result<ExitCode> {
+    let model = match &args.model {
+        Some(path) => path.clone(),
+        None => models::demo(args.quiet)?,
+    };
+    let files = gguf::ModelFiles::open(&model)?;
+    let plan = args.plan(files.total_bytes())?;
+    let mut folder = RunFolder::create(
+        &args
+            .out
+            .clone()
+            .map_or_else(|| default_folder(&model), Ok)?,
+    )?;
+    let rows = plan.axes.rows();
+    let mut bench = Bench::new(
+        &model,
+        &files,
+        plan,
+        rows.iter().any(|row| row.budget_bytes.is_some()),
+    );
+    let mut report = Report::new(bench.setup(&files), rows);
+
+    let measured = bench.measure(&mut report, &mut folder, args);
+    // Whatever happened, what was measured is kept.
+    if let Err(error) = folder.finish(&report) {
+        measured?;
+        return Err(error);
+    }
+    measured.with_context(|| {
+        format!(
+            "stopped; what was measured is in {}",
+            folder.path().display()
+        )
+    })?;
+    let kept_in = folder.path().display();
+    report.check_fingerprints().map_err(|difference| {
+        anyhow!("rows that must compute the same did not, so no times are reported ({kept_in} has them): {difference}")
+    })?;
+    if args.output != Format::Md && !args.quiet {
+        eprint!("{}", output::header(&report));
+    }
+    output::print(&args.output.render(&report))?;
+    if !args.quiet {
+        eprintln!("kept in {kept_in}");
+        if report.rows.len() == 1 {
+            eprintln!("compare with the other modes: --prefetch=all");
+        }
+    }
+    exit_code(&report)
+}
+
+fn exit_code(report: &Report) -> Result<ExitCode> {
+    let missing: Vec<_> = report.rows.iter().filter_map(RowResult::missing).collect();
+    match missing.as_slice() {
+        [] => Ok(ExitCode::SUCCESS),
+        [first, ..] if missing.len() == report.rows.len() => {
+            Err(anyhow!("no row could be measured: {first}"))
+        }
+        some => {
+            eprintln!(
+                "{} of {} rows could not be measured",
+                some.len(),
+                report.rows.len()
+            );
+            Ok(ExitCode::from(1))
+        }
+    }
+}
+
+/// `runs/<time>-<model>` in the cache folder.
+fn default_folder(model: &Path) -> Result<PathBuf> {
+    let stem = model.file_stem().map_or_else(
+        || "model".into(),
+        |stem| stem.to_string_lossy().into_owned(),
+    );
+    let time: String = host::now_utc()
+        .chars()
+        .filter(|c| !matches!(c, ':' | '-'))
+        .collect();
+    Ok(models::cache_folder()?
+        .join("runs")
+        .join(format!("{time}-{stem}")))
+}
+
+/// What stays the same for all runs.
+struct Bench {
+    plan: Plan,
+    model: PathBuf,
+    parts: Vec<PathBuf>,
+    device: Result<BlockDevice>,
+    /// Where memory groups can be made, if a row has a budget.
+    controller: Option<Result<Controller>>,
+}
+
+/// What came of one attempt to run a row.
+enum Attempt {
+    /// The conditions cannot be had.
+    Refused(String),
+    Ran(Box<RunRecord>),
+}
+
+impl Bench {
+    fn new(model: &Path, files: &gguf::ModelFiles, plan: Plan, with_budget: bool) -> Bench {
+        Bench {
+            plan,
+            model: model.to_path_buf(),
+            parts: files
+                .parts
+                .iter()
+                .map(|part| part.path().to_path_buf())
+                .collect(),
+            device: BlockDevice::of_file(model),
+            controller: with_budget.then(Controller::detect),
+        }
+    }
+
+    fn setup(&self, files: &gguf::ModelFiles) -> Setup {
+        let footprint = files.dense_sparse();
+        Setup {
+            bench_version: env!("CARGO_PKG_VERSION"),
+            host: Host::of_model(&self.model),
+            model: ModelSetup {
+                filename: self.model.file_name().map_or_else(
+                    || "model".into(),
+                    |name| name.to_string_lossy().into_owned(),
+                ),
+                file_bytes: files.total_bytes(),
+                dense_bytes: footprint.dense_bytes,
+                sparse_bytes: footprint.sparse_bytes,
+                other_bytes: footprint.other_bytes,
+                parts: files.parts.len(),
+            },
+            n_prompt: self.plan.n_prompt,
+            n_gen: self.plan.n_gen,
+            n_batch: self.plan.n_batch,
+            n_ubatch: self.plan.n_ubatch,
+            n_threads: self.plan.n_threads,
+            flash_attn: self.plan.flash_attn,
+            repetitions: self.plan.repetitions,
+            started: host::now_utc(),
+            cgroup: self
+                .controller
+                .as_ref()
+                .and_then(|found| found.as_ref().ok())
+                .map(Controller::describe),
+            preread_bytes_per_s: None,
+        }
+    }
+
+    fn measure(
+        &mut self,
+        report: &mut Report,
+        folder: &mut RunFolder,
+        args: &RunArgs,
+    ) -> Result<()> {
+        let any_cold = report
+            .rows
+            .iter()
+            .any(|result| result.row.cache == CacheState::Cold);
+        let progress = Progress::new(report.rows.len() * self.plan.repetitions, args.quiet);
+        if any_cold && !args.no_warmup {
+            progress.state("reading the model once");
+            report.setup.preread_bytes_per_s = Some(self.preread()?);
+        }
+        for repetition in 0..self.plan.repetitions {
+            for (place, index) in interleaved(report.rows.len(), repetition).enumerate() {
+                let result = &mut report.rows[index];
+                if gives_up(result) {
+                    result.runs.push(None);
+                    progress.step(None);
+                    continue;
+                }
+                progress.state(&format!(
+                    "{} ({}/{})",
+                    result.row.label(),
+                    repetition + 1,
+                    self.plan.repetitions
+                ));
+                match self.attempt(&result.row)? {
+                    Attempt::Refused(reason) => {
+                        progress.step(Some(&format!("{}: refused: {reason}", result.row.label())));
+                        result.refused = Some(reason);
+                        result.runs.push(None);
+                    }
+                    Attempt::Ran(mut run) => {
+                        (run.row_index, run.repetition, run.place) = (index, repetition, place);
+                        folder.append(&run)?;
+                        progress.step(Some(&self.line(&run)));
+                        let failure = (run.status == RunStatus::Failed)
+                            .then(|| run.reason.clone())
+                            .flatten();
+                        result.runs.push(Some(*run));
+                        if let Some(reason) = failure {
+                            return Err(anyhow!("{}: {reason}", result.row.label()));
+                        }
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads all files once and returns the rate.
+    fn preread(&self) -> Result<f64> {
+        let mut seconds = 0.0;
+        let total = cache::total_len(&self.parts)?;
+        for part in &self.parts {
+            let len = cache::total_len(std::slice::from_ref(part))?;
+            seconds += len as f64 / cache::read_through(part)?;
+        }
+        Ok(total as f64 / seconds.max(1e-9))
+    }
+
+    /// Prepares the machine, runs the row once, and puts everything back.
+    fn attempt(&self, row: &Row) -> Result<Attempt> {
+        interrupt::check()?;
+        let prepared = match self.prepare(row) {
+            Ok(prepared) => prepared,
+            Err(error) if error.is::<Interrupted>() => return Err(error),
+            Err(error) => return Ok(Attempt::Refused(format!("{error:#}"))),
+        };
+        let group = prepared.group.as_ref();
+        let spec = self.worker_spec(row, group.map(Group::procs_file));
+        let device = self.device.as_ref().ok();
+        let disk_before = device.and_then(BlockDevice::read_bytes_total);
+        let steal_before = procfs::steal_ticks();
+        let started = host::now_utc();
+
+        let mut watched = runner::run(&spec, self.plan.timeout)?;
+
+        let disk_after = device.and_then(BlockDevice::read_bytes_total);
+        let steal_after = procfs::steal_ticks();
+        let cgroup_peak_bytes = group.and_then(Group::peak_bytes);
+        let oom_kills = group.map_or(0, Group::oom_kills);
+        let (status, reason) = judge(row, &prepared.page_cache, &watched.end, oom_kills);
+        let end = std::mem::replace(&mut watched.end, End::Killed);
+        let outcome = match end {
+            End::Complete(outcome) => Some(*outcome),
+            _ => None,
+        };
+        let figures = outcome
+            .as_ref()
+            .and_then(|outcome| Figures::of(&watched, outcome, cgroup_peak_bytes));
+        Ok(Attempt::Ran(Box::new(RunRecord {
+            row_index: 0,
+            repetition: 0,
+            place: 0,
+            started,
+            started_ns: watched.started_ns,
+            row: row.clone(),
+            status,
+            reason,
+            page_cache: prepared.page_cache,
+            readahead_bytes: device.and_then(|device| readahead::current_bytes(device).ok()),
+            cgroup_peak_bytes,
+            disk_read_bytes: disk_before
+                .zip(disk_after)
+                .map(|(before, after)| after.saturating_sub(before)),
+            // A tick is 10 ms on every Linux that reports it to user space.
+            steal_ms: steal_before
+                .zip(steal_after)
+                .map(|(before, after)| after.saturating_sub(before) * 10),
+            figures,
+            kernel_status: watched.status,
+            marks: watched.marks,
+            outcome,
+            rss: watched.samples,
+        })))
+    }
+
+    fn prepare(&self, row: &Row) -> Result<Conditions> {
+        let readahead = match row.readahead_bytes {
+            None => None,
+            Some(bytes) => {
+                let device = self
+                    .device
+                    .as_ref()
+                    .map_err(|error| anyhow!("readahead cannot be set: {error:#}"))?;
+                Some(Readahead::set(device, bytes)?)
+            }
+        };
+        let group = match (row.budget_bytes, &self.controller) {
+            (None, _) => None,
+            (Some(bytes), Some(Ok(controller))) => Some(controller.create(bytes)?),
+            (Some(_), Some(Err(error))) => return Err(anyhow!("{error:#}")),
+            (Some(_), None) => return Err(anyhow!("no memory controller was looked for")),
+        };
+        let page_cache = match row.cache {
+            CacheState::Cold => cache::make_cold(&self.parts)?,
+            CacheState::Warm => cache::make_warm(&self.parts)?,
+        };
+        Ok(Conditions {
+            page_cache,
+            group,
+            _readahead: readahead,
+        })
+    }
+
+    fn worker_spec(&self, row: &Row, cgroup_procs: Option<PathBuf>) -> WorkerSpec {
+        WorkerSpec {
+            model: self.model.clone(),
+            mode: row.mode,
+            repack: row.repack,
+            advise: row.advise,
+            n_prompt: self.plan.n_prompt,
+            n_gen: self.plan.n_gen,
+            n_batch: self.plan.n_batch,
+            n_ubatch: self.plan.n_ubatch,
+            n_threads: self.plan.n_threads,
+            flash_attn: self.plan.flash_attn,
+            tokens: TokenSource::Greedy,
+            cgroup_procs,
+        }
+    }
+
+    /// One run in a line, for people who watch.
+    fn line(&self, run: &RunRecord) -> String {
+        let label = run.row.label();
+        let Some(figures) = &run.figures else {
+            return format!("{label}: {}", run.reason.as_deref().unwrap_or("no figures"));
+        };
+        let mut line = format!(
+            "{label}: load {:.0} ms, {} resident, {} read",
+            figures.load_ms,
+            format_bytes(figures.resident_after_load_bytes),
+            figures.load_device_bytes.map_or("?".into(), format_bytes)
+        );
+        if let Some(ms) = figures.first_token_ms {
+            line.push_str(&format!(", first token {ms:.0} ms"));
+        }
+        if let Some(ns) = crate::results::test_ns(figures, Test::Decode) {
+            line.push_str(&format!(
+                ", {:.2} t/s",
+                f64::from(self.plan.n_gen) * 1e9 / ns as f64
+            ));
+        }
+        if let Some(reason) = &run.reason {
+            line.push_str(&format!("; does not count: {reason}"));
+        }
+        line
+    }
+}
+
+/// The machine as one run needs it. Dropping it puts everything back.
+struct Conditions {
+    page_cache: Prepared,
+    group: Option<Group>,
+    _readahead: Option<Readahead>,
+}
+
+/// Whether a row is not tried again: refused, or too large for its budget or its time, which the next repetition would be
+/// as well.
+fn gives_up(result: &RowResult) -> bool {
+    let hopeless =
+        |run: &RunRecord| matches!(run.status, RunStatus::ExceededBudget | RunStatus::TimedOut);
+    result.refused.is_some() || result.runs.iter().flatten().any(hopeless)
+}
+
+/// Progress on standard error: a bar on a terminal, a line for each run in both cases.
+struct Progress {
+    bar: ProgressBar,
+    quiet: bool,
+}
+
+impl Progress {
+    fn new(runs: usize, quiet: bool) -> Progress {
+        let bar = if quiet {
+            ProgressBar::hidden()
+        } else {
+            ProgressBar::new(runs as u64)
+        };
+        if let Ok(style) = ProgressStyle::with_template("[{pos}/{len}] {wide_bar} {msg}") {
+            bar.set_style(style);
+        }
+        Progress { bar, quiet }
+    }
+
+    fn state(&self, text: &str) {
+        self.bar.set_message(text.to_string());
+        self.bar.tick();
+    }
+
+    fn step(&self, line: Option<&str>) {
+        if let Some(line) = line.filter(|_| !self.quiet) {
+            // `println` of a bar that is not drawn prints nothing.
+            self.bar.suspend(|| eprintln!("{line}"));
+        }
+        self.bar.inc(1);
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}

@@ -1,0 +1,537 @@
+//! Markdown: the set-up, llama-bench's table, and tables of what loading cost in time, memory and device bytes.
+
+use crate::results::{Report, RowResult, Setup, Test};
+use crate::size::{GIB, MIB, format_bytes};
+use crate::spec::{CacheState, Row};
+use crate::stats::{self, Summary};
+
+pub(super) fn render(report: &Report) -> String {
+    let mut text = header(report);
+    text.push('\n');
+    text.push_str(&speed(report).render());
+    text.push('\n');
+    text.push_str(&times(report).render());
+    text.push('\n');
+    text.push_str(&memory(report).render());
+    text.push('\n');
+    text.push_str(&notes(report));
+    text
+}
+
+/// The resolved set-up, a line for each fact.
+pub(crate) fn header(report: &Report) -> String {
+    let Setup { host, model, .. } = &report.setup;
+    let setup = &report.setup;
+    let mut lines = Vec::new();
+    let (kind, build) = match report.facts() {
+        Some((facts, build)) => (
+            format!(
+                "{}, {:.2} B parameters, ",
+                facts.description,
+                facts.n_params as f64 / 1e9
+            ),
+            format!(
+                "llama.cpp {} (ggml {}), patches {}, {}",
+                build.llama_build, build.ggml_version, build.patch_set_digest, build.cpu_features
+            ),
+        ),
+        None => (String::new(), "unknown, no run was completed".to_string()),
+    };
+    let parts = if model.parts > 1 {
+        format!(" in {} files", model.parts)
+    } else {
+        String::new()
+    };
+    lines.push(format!(
+        "model: {}: {kind}{}{parts}: dense {}, sparse {}, other {}",
+        model.filename,
+        format_bytes(model.file_bytes),
+        format_bytes(model.dense_bytes),
+        format_bytes(model.sparse_bytes),
+        format_bytes(model.other_bytes)
+    ));
+    lines.push(format!("build: bench {}, {build}", setup.bench_version));
+    lines.push(format!(
+        "run: {} repetitions interleaved, {} threads, n_batch {}, n_ubatch {}, flash_attn {}, {}",
+        setup.repetitions,
+        setup.n_threads,
+        setup.n_batch,
+        setup.n_ubatch,
+        setup.flash_attn.as_str(),
+        setup.started
+    ));
+    lines.push(format!(
+        "repacking (use_extra_bufts): {}",
+        distinct(report, |row| on_off(row.repack).to_string())
+    ));
+    lines.push(format!(
+        "machine: {}, {} cores, {} of memory, {}, transparent huge pages {}",
+        host.cpu,
+        host.cores,
+        format_bytes(host.memory_bytes),
+        host.kernel,
+        host.transparent_hugepages
+    ));
+    let device = match &host.device {
+        Ok(name) => format!("device {name}, readahead {}", readaheads(report)),
+        Err(reason) => format!("no block device ({reason})"),
+    };
+    let preread = setup.preread_bytes_per_s.map_or(String::new(), |rate| {
+        format!(", read once before at {}/s", format_bytes(rate as u64))
+    });
+    lines.push(format!("storage: {}, {device}{preread}", host.file_system));
+    let group = setup.cgroup.as_ref().map_or(String::new(), |how| {
+        format!(" ({how}, page cache included, no swap)")
+    });
+    lines.push(format!(
+        "budget: {}{group}",
+        distinct(report, |row| row
+            .budget_bytes
+            .map_or("none".into(), format_bytes))
+    ));
+    lines.iter().map(|line| format!("- {line}\n")).collect()
+}
+
+/// The distinct values of a property of the rows, in their order.
+fn distinct(report: &Report, value: impl Fn(&Row) -> String) -> String {
+    let mut values: Vec<String> = Vec::new();
+    for result in &report.rows {
+        let value = value(&result.row);
+        if !values.contains(&value) {
+            values.push(value);
+        }
+    }
+    values.join(", ")
+}
+
+fn readaheads(report: &Report) -> String {
+    let unchanged = report.setup.host.readahead_bytes;
+    distinct(report, |row| {
+        row.readahead_bytes
+            .or(unchanged)
+            .map_or("unknown".into(), format_bytes)
+    })
+}
+
+fn on_off(flag: bool) -> &'static str {
+    if flag { "on" } else { "off" }
+}
+
+/// The columns that tell rows apart, those with one value only left out.
+fn conditions(report: &Report) -> Vec<(&'static str, Vec<String>)> {
+    let of = |value: &dyn Fn(&Row) -> String| {
+        report
+            .rows
+            .iter()
+            .map(|result| value(&result.row))
+            .collect::<Vec<_>>()
+    };
+    let varying = |name: &'static str, values: Vec<String>| {
+        values
+            .iter()
+            .any(|value| *value != values[0])
+            .then_some((name, values))
+    };
+    let always = [
+        ("prefetch", of(&|row| row.mode.to_string())),
+        ("cache", of(&|row| row.cache.as_str().to_string())),
+    ];
+    let sometimes = [
+        ("rpk", of(&|row| u8::from(row.repack).to_string())),
+        // Nothing where it is what the mode brings along.
+        (
+            "advise",
+            of(&|row| {
+                if row.default_advise() {
+                    ""
+                } else {
+                    on_off(row.advise)
+                }
+                .to_string()
+            }),
+        ),
+        (
+            "budget",
+            of(&|row| row.budget_bytes.map_or("none".into(), format_bytes)),
+        ),
+        (
+            "readahead",
+            of(&|row| row.readahead_bytes.map_or("as is".into(), format_bytes)),
+        ),
+    ];
+    always
+        .into_iter()
+        .chain(
+            sometimes
+                .into_iter()
+                .filter_map(|(name, values)| varying(name, values)),
+        )
+        .collect()
+}
+
+/// llama-bench's table, with the conditions between threads and test, and the median with its interval at the end.
+fn speed(report: &Report) -> Table {
+    let conditions = conditions(report);
+    let mut table = Table::default();
+    for name in ["model", "size", "params", "backend", "threads"] {
+        table.column(name, !matches!(name, "model" | "backend"));
+    }
+    for (name, _) in &conditions {
+        table.column(name, false);
+    }
+    for name in ["test", "t/s", "median t/s [95 %]", "vs first [95 %]"] {
+        table.column(name, true);
+    }
+    let (kind, size, params) = report.facts().map_or_else(
+        || {
+            (
+                report.setup.model.filename.clone(),
+                String::new(),
+                String::new(),
+            )
+        },
+        |(model, _)| {
+            (
+                model.description.clone(),
+                upstream_size(model.size_bytes),
+                upstream_params(model.n_params),
+            )
+        },
+    );
+    for (index, result) in report.rows.iter().enumerate() {
+        for test in report.tests() {
+            let mut cells = vec![
+                kind.clone(),
+                size.clone(),
+                params.clone(),
+                "CPU".into(),
+                report.setup.n_threads.to_string(),
+            ];
+            cells.extend(conditions.iter().map(|(_, values)| values[index].clone()));
+            cells.push(report.test_name(test));
+            cells.extend(rate_cells(report, index, result, test));
+            table.row(cells);
+        }
+    }
+    table
+}
+
+fn rate_cells(report: &Report, index: usize, result: &RowResult, test: Test) -> [String; 3] {
+    let ts: Vec<f64> = result
+        .series(report.tokens_per_s(test))
+        .into_iter()
+        .flatten()
+        .collect();
+    let Some(summary) = Summary::of(&ts) else {
+        return [result.status().to_string(), String::new(), String::new()];
+    };
+    [
+        format!("{:.2} ± {:.2}", stats::mean(&ts), stats::stddev(&ts)),
+        format!(
+            "{:.2} [{:.2}, {:.2}]",
+            summary.median, summary.lo, summary.hi
+        ),
+        ratio(report.ratio(index, report.tokens_per_s(test))),
+    ]
+}
+
+/// Sizes as llama-bench prints them.
+fn upstream_size(bytes: u64) -> String {
+    if bytes < GIB {
+        format!("{:.2} MiB", bytes as f64 / MIB as f64)
+    } else {
+        format!("{:.2} GiB", bytes as f64 / GIB as f64)
+    }
+}
+
+fn upstream_params(count: u64) -> String {
+    if count < 1_000_000_000 {
+        format!("{:.2} M", count as f64 / 1e6)
+    } else {
+        format!("{:.2} B", count as f64 / 1e9)
+    }
+}
+
+/// What loading cost in time: a row for each row of the report.
+fn times(report: &Report) -> Table {
+    let names = [
+        "load ms [95 %]",
+        "vs first",
+        "first token ms",
+        "vs first",
+        "16th token ms",
+        "vs first",
+    ];
+    by_row(report, &names, |index, result| {
+        let ms = |summary: Option<Summary>| {
+            summary.map_or("-".into(), |s| {
+                format!("{:.0} [{:.0}, {:.0}]", s.median, s.lo, s.hi)
+            })
+        };
+        vec![
+            ms(result.summary(|f| Some(f.load_ms))),
+            ratio(report.ratio(index, |f| Some(f.load_ms))),
+            ms(result.summary(|f| f.first_token_ms)),
+            ratio(report.ratio(index, |f| f.first_token_ms)),
+            ms(result.summary(|f| f.token16_ms)),
+            ratio(report.ratio(index, |f| f.token16_ms)),
+        ]
+    })
+}
+
+/// What loading and computing cost in memory and device bytes: a row for each row of the report.
+fn memory(report: &Report) -> Table {
+    let names = [
+        "resident after load",
+        "resident at end",
+        "read at load",
+        "read in all",
+        "RSS file peak",
+        "RSS anon peak",
+        "faults major",
+        "faults minor",
+    ];
+    by_row(report, &names, |_, result| {
+        let bytes = |summary: Option<Summary>| {
+            summary.map_or("-".into(), |s| format_bytes(s.median.round() as u64))
+        };
+        let count =
+            |summary: Option<Summary>| summary.map_or("-".into(), |s| format!("{:.0}", s.median));
+        vec![
+            bytes(result.summary(|f| Some(f.resident_after_load_bytes as f64))),
+            bytes(result.summary(|f| Some(f.resident_end_bytes as f64))),
+            bytes(result.summary(|f| f.load_device_bytes.map(|n| n as f64))),
+            bytes(result.summary(|f| f.device_bytes.map(|n| n as f64))),
+            bytes(result.summary(|f| Some(f.rss_file_peak_bytes as f64))),
+            bytes(result.summary(|f| Some(f.rss_anon_peak_bytes as f64))),
+            count(result.summary(|f| Some(f.faults_major as f64))),
+            count(result.summary(|f| Some(f.faults_minor as f64))),
+        ]
+    })
+}
+
+/// A table with the conditions, and `cells` for every row that has figures.
+fn by_row(
+    report: &Report,
+    names: &[&str],
+    cells: impl Fn(usize, &RowResult) -> Vec<String>,
+) -> Table {
+    let conditions = conditions(report);
+    let mut table = Table::default();
+    for (name, _) in &conditions {
+        table.column(name, false);
+    }
+    for name in names {
+        table.column(name, true);
+    }
+    for (index, result) in report.rows.iter().enumerate() {
+        let mut row: Vec<String> = conditions
+            .iter()
+            .map(|(_, values)| values[index].clone())
+            .collect();
+        if result.missing().is_none() {
+            row.extend(cells(index, result));
+        } else {
+            row.push(result.status().to_string());
+            row.resize(table.names.len(), String::new());
+        }
+        table.row(row);
+    }
+    table
+}
+
+fn ratio(summary: Option<Summary>) -> String {
+    summary.map_or(String::new(), |s| {
+        format!("{:.3} [{:.3}, {:.3}]", s.median, s.lo, s.hi)
+    })
+}
+
+fn notes(report: &Report) -> String {
+    let mut notes = vec![
+        "Medians with 95 % bootstrap intervals; ratios are paired within a repetition and against the first row of equal \
+         conditions. Times from process start; `read` is what the process itself had fetched from storage."
+            .to_string(),
+    ];
+    let fingerprinted = report.rows.iter().flat_map(RowResult::good).any(|run| {
+        run.outcome
+            .as_ref()
+            .is_some_and(|outcome| outcome.fingerprint.is_some())
+    });
+    if fingerprinted {
+        notes.push(
+            "Token ids and logits of all rows with equal repacking were equal, byte by byte."
+                .to_string(),
+        );
+    }
+    for result in &report.rows {
+        let label = result.row.label();
+        if let Some(reason) = result.missing() {
+            notes.push(format!(
+                "{label}: not measured ({}): {reason}",
+                result.status()
+            ));
+            continue;
+        }
+        let left_out: Vec<_> = result
+            .runs
+            .iter()
+            .flatten()
+            .filter_map(|run| run.reason.as_deref())
+            .collect();
+        if let Some(first) = left_out.first() {
+            notes.push(format!(
+                "{label}: {} of {} runs left out: {first}",
+                left_out.len(),
+                result.runs.len()
+            ));
+        }
+        if result.row.cache == CacheState::Cold
+            && result
+                .good()
+                .any(|run| run.page_cache.method == "drop_caches")
+        {
+            notes.push(format!("{label}: some pages went only with drop_caches"));
+        }
+    }
+    notes.iter().map(|note| format!("{note}\n")).collect()
+}
+
+/// A Markdown table with aligned columns.
+#[derive(Default)]
+struct Table {
+    names: Vec<String>,
+    right: Vec<bool>,
+    rows: Vec<Vec<String>>,
+}
+
+impl Table {
+    fn column(&mut self, name: &str, right: bool) {
+        self.names.push(name.to_string());
+        self.right.push(right);
+    }
+
+    fn row(&mut self, cells: Vec<String>) {
+        assert_eq!(
+            cells.len(),
+            self.names.len(),
+            "a row needs a cell for every column"
+        );
+        self.rows.push(
+            cells
+                .into_iter()
+                .map(|cell| cell.replace('|', "\\|"))
+                .collect(),
+        );
+    }
+
+    fn render(&self) -> String {
+        let width = |index: usize| {
+            let cells = self.rows.iter().map(|row| row[index].chars().count());
+            cells
+                .chain([self.names[index].chars().count(), 3])
+                .max()
+                .unwrap_or(3)
+        };
+        let widths: Vec<usize> = (0..self.names.len()).map(width).collect();
+        let mut text = self.line(&self.names, &widths);
+        let rules: Vec<String> = (0..widths.len())
+            .map(|i| {
+                if self.right[i] {
+                    format!("{}:", "-".repeat(widths[i] - 1))
+                } else {
+                    "-".repeat(widths[i])
+                }
+            })
+            .collect();
+        text.push_str(&self.line(&rules, &widths));
+        for row in &self.rows {
+            text.push_str(&self.line(row, &widths));
+        }
+        text
+    }
+
+    fn line(&self, cells: &[String], widths: &[usize]) -> String {
+        let mut text = String::from("|");
+        for (index, cell) in cells.iter().enumerate() {
+            let width = widths[index];
+            let padded = if self.right[index] {
+                format!(" {cell:>width$} |")
+            } else {
+                format!(" {cell:<width$} |")
+            };
+            text.push_str(&padded);
+        }
+        text.push('\n');
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::results::tests::report;
+
+    #[test]
+    fn tables_have_a_line_for_each_row() {
+        let report = report();
+        let text = render(&report);
+        let speed: Vec<_> = text
+            .lines()
+            .filter(|line| line.contains("| CPU "))
+            .collect();
+        assert_eq!(speed.len(), 4, "{text}");
+        assert!(
+            speed[3].contains("tg4 @ d16") && speed[3].contains("1000.00 ± 0.00"),
+            "{}",
+            speed[3]
+        );
+        let words = |line: &str| line.split_ascii_whitespace().collect::<Vec<_>>().join(" ");
+        let expected = "| selective | cold | 55 [50, 60] | 0.500 [0.500, 0.500] |";
+        assert!(
+            text.lines().any(|line| words(line).starts_with(expected)),
+            "{text}"
+        );
+        assert!(text.contains("equal, byte by byte"));
+        // All lines of a table are equally wide.
+        let tables: Vec<_> = text
+            .lines()
+            .filter(|line| line.starts_with('|'))
+            .map(|l| l.chars().count())
+            .collect();
+        assert!(tables[..6].iter().all(|width| *width == tables[0]));
+    }
+
+    #[test]
+    fn the_header_states_the_setup() {
+        let text = header(&report());
+        for fact in [
+            "b12032",
+            "0123456789ab",
+            "2 threads",
+            "readahead 128 KiB",
+            "use_extra_bufts): off",
+            "Linux 6.18",
+            "CPU <&>",
+            "ext4",
+            "budget: none",
+            "2026-11-21",
+            "dense 500 B",
+        ] {
+            assert!(text.contains(fact), "{fact}: {text}");
+        }
+    }
+
+    #[test]
+    fn rows_without_figures_say_why() {
+        let mut report = report();
+        report.rows[1].runs.clear();
+        report.rows[1].refused = Some("no memory group can be made here".into());
+        let text = render(&report);
+        assert!(
+            text.contains(
+                "selective cold: not measured (refused): no memory group can be made here"
+            ),
+            "{text}"
+        );
+    }
+}

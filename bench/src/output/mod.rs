@@ -1,0 +1,104 @@
+//! Results as text: Markdown for people, CSV and JSON with llama-bench's field names for programs.
+
+mod columns;
+mod csv;
+mod json;
+mod md;
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+
+use crate::plot;
+use crate::record::RunRecord;
+use crate::results::Report;
+
+pub(crate) use md::header;
+
+/// Format of what is printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Format {
+    Md,
+    Csv,
+    Json,
+    Jsonl,
+}
+
+impl Format {
+    /// The report in this format.
+    pub(crate) fn render(self, report: &Report) -> String {
+        match self {
+            Format::Md => md::render(report),
+            Format::Csv => csv::render(report),
+            Format::Json => json::render(report),
+            Format::Jsonl => json::render_lines(report),
+        }
+    }
+}
+
+/// The folder that keeps a run: raw samples while it goes on, the summary at the end.
+#[derive(Debug)]
+pub(crate) struct RunFolder {
+    folder: PathBuf,
+    raw: File,
+}
+
+impl RunFolder {
+    /// Makes the folder, before the first measurement: a folder that cannot be written must not cost an hour.
+    pub(crate) fn create(folder: &Path) -> Result<RunFolder> {
+        fs::create_dir_all(folder)
+            .with_context(|| format!("{}: cannot be made", folder.display()))?;
+        let path = folder.join("raw.jsonl");
+        let raw = File::create(&path).with_context(|| path.display().to_string())?;
+        Ok(RunFolder {
+            folder: folder.to_path_buf(),
+            raw,
+        })
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Appends one run.
+    pub(crate) fn append(&mut self, run: &RunRecord) -> Result<()> {
+        let mut line = serde_json::to_vec(run)?;
+        line.push(b'\n');
+        self.raw
+            .write_all(&line)
+            .with_context(|| format!("{}/raw.jsonl", self.folder.display()))
+    }
+
+    /// Writes the set-up, the summaries and the picture.
+    pub(crate) fn finish(&self, report: &Report) -> Result<()> {
+        let mut setup = serde_json::to_string_pretty(&report.setup)?;
+        setup.push('\n');
+        self.write("setup.json", &setup)?;
+        self.write("summary.md", &Format::Md.render(report))?;
+        self.write("summary.csv", &Format::Csv.render(report))?;
+        self.write("summary.json", &Format::Json.render(report))?;
+        if let Some(svg) = plot::load_rss(report) {
+            self.write("load-rss.svg", &svg)?;
+        }
+        Ok(())
+    }
+
+    fn write(&self, name: &str, text: &str) -> Result<()> {
+        let path = self.folder.join(name);
+        fs::write(&path, text).with_context(|| path.display().to_string())
+    }
+}
+
+/// Prints `text`; a reader that has gone away is not an error.
+pub(crate) fn print(text: &str) -> Result<()> {
+    let mut stdout = io::stdout().lock();
+    match stdout
+        .write_all(text.as_bytes())
+        .and_then(|()| stdout.flush())
+    {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        other => other.context("cannot write to standard output"),
+    }
+}

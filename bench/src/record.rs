@@ -1,0 +1,291 @@
+//! One run as it is kept: a line of `raw.jsonl`.
+
+use serde::Serialize;
+
+use crate::cache::Prepared;
+use crate::procfs::{self, Rss};
+use crate::protocol::{Mark, Outcome, Point};
+use crate::runner::{End, Watched};
+use crate::sample::Sample;
+use crate::spec::{CacheState, Row};
+
+/// Whether a run counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum RunStatus {
+    Ok,
+    /// Pages of the model were in the page cache before a cold run. The figures are kept here and counted nowhere.
+    NotCold,
+    /// The kernel killed the process because its memory group was over the limit.
+    ExceededBudget,
+    TimedOut,
+    Failed,
+}
+
+/// Everything about one run.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct RunRecord {
+    /// Index of the row in the report.
+    pub(crate) row_index: usize,
+    pub(crate) repetition: usize,
+    /// Place of the run within its repetition.
+    pub(crate) place: usize,
+    /// UTC.
+    pub(crate) started: String,
+    /// CLOCK_MONOTONIC just before the process was started: the origin of `rss`, and of the marks' times.
+    pub(crate) started_ns: u64,
+    pub(crate) row: Row,
+    pub(crate) status: RunStatus,
+    pub(crate) reason: Option<String>,
+    /// The page cache just before the process was started.
+    pub(crate) page_cache: Prepared,
+    /// The device's readahead during the run.
+    pub(crate) readahead_bytes: Option<u64>,
+    /// The memory group's own highest charge.
+    pub(crate) cgroup_peak_bytes: Option<u64>,
+    /// Bytes that anyone read from the device during the run: a check of `device_bytes`, which is the process's own.
+    pub(crate) disk_read_bytes: Option<u64>,
+    /// CPU time that the host took from this machine during the run, all CPUs.
+    pub(crate) steal_ms: Option<u64>,
+    pub(crate) figures: Option<Figures>,
+    pub(crate) kernel_status: Option<procfs::Status>,
+    pub(crate) marks: Vec<Mark>,
+    pub(crate) outcome: Option<Outcome>,
+    /// Resident memory over time: `[ms since process start, file bytes, anonymous bytes]`.
+    pub(crate) rss: Vec<Sample>,
+}
+
+/// What one run measured.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(crate) struct Figures {
+    pub(crate) load_ms: f64,
+    pub(crate) first_token_ms: Option<f64>,
+    pub(crate) token16_ms: Option<f64>,
+    pub(crate) prompt_ns: Option<u64>,
+    /// All single-token decodes together.
+    pub(crate) decode_ns: Option<u64>,
+    pub(crate) load_device_bytes: Option<u64>,
+    pub(crate) device_bytes: Option<u64>,
+    pub(crate) faults_major: u64,
+    pub(crate) faults_minor: u64,
+    pub(crate) rss_anon_peak_bytes: u64,
+    pub(crate) rss_file_peak_bytes: u64,
+    pub(crate) resident_after_load_bytes: u64,
+    pub(crate) resident_end_bytes: u64,
+    pub(crate) cgroup_peak_bytes: Option<u64>,
+}
+
+impl Figures {
+    /// Figures of a complete run, `None` if the worker left out a point.
+    pub(crate) fn of(
+        watched: &Watched,
+        outcome: &Outcome,
+        cgroup_peak_bytes: Option<u64>,
+    ) -> Option<Figures> {
+        let start = watched.mark(Point::Start)?;
+        let loaded = watched.mark(Point::Loaded)?;
+        let end = watched.mark(Point::End)?;
+        let read_since_start =
+            |mark: &Mark| Some(mark.read_bytes?.saturating_sub(start.read_bytes?));
+        let Rss {
+            file_bytes,
+            anon_bytes,
+        } = watched.peak;
+        Some(Figures {
+            load_ms: outcome.load_ns as f64 / 1e6,
+            first_token_ms: watched.since_start_ms(Point::FirstToken),
+            token16_ms: watched.since_start_ms(Point::Token16),
+            prompt_ns: outcome.prompt_ns,
+            decode_ns: (!outcome.step_ns.is_empty()).then(|| outcome.step_ns.iter().sum()),
+            load_device_bytes: read_since_start(loaded),
+            device_bytes: read_since_start(end),
+            faults_major: end.faults_major.saturating_sub(start.faults_major),
+            faults_minor: end.faults_minor.saturating_sub(start.faults_minor),
+            rss_anon_peak_bytes: anon_bytes,
+            rss_file_peak_bytes: file_bytes,
+            resident_after_load_bytes: outcome.resident_after_load.total(),
+            resident_end_bytes: outcome.resident_end.total(),
+            cgroup_peak_bytes,
+        })
+    }
+}
+
+/// The status of a run, with the reason when it does not count.
+pub(crate) fn judge(
+    row: &Row,
+    page_cache: &Prepared,
+    end: &End,
+    oom_kills: u64,
+) -> (RunStatus, Option<String>) {
+    match end {
+        End::Complete(_) if row.cache == CacheState::Cold && page_cache.resident_bytes > 0 => (
+            RunStatus::NotCold,
+            Some(format!(
+                "{} bytes of the model stayed in the page cache: another process has the file mapped or locked, its file \
+                 system is in memory, or this user does not own it and cannot see its pages",
+                page_cache.resident_bytes
+            )),
+        ),
+        End::Complete(_) => (RunStatus::Ok, None),
+        End::Killed if row.budget_bytes.is_some() && oom_kills > 0 => (
+            RunStatus::ExceededBudget,
+            Some(format!(
+                "exceeded the budget of {} bytes",
+                row.budget_bytes.unwrap_or_default()
+            )),
+        ),
+        End::Killed => (
+            RunStatus::Failed,
+            Some("the worker was killed (SIGKILL)".to_string()),
+        ),
+        End::TimedOut => (
+            RunStatus::TimedOut,
+            Some("took longer than --timeout allows".to_string()),
+        ),
+        End::Failed(reason) => (RunStatus::Failed, Some(reason.clone())),
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::protocol::{BuildFacts, Fingerprint, ModelFacts};
+    use crate::residency::ByClass;
+    use crate::spec::Mode;
+
+    pub(crate) fn row(mode: Mode) -> Row {
+        Row {
+            mode,
+            cache: CacheState::Cold,
+            repack: false,
+            advise: mode == Mode::Selective,
+            budget_bytes: None,
+            readahead_bytes: None,
+        }
+    }
+
+    pub(crate) fn outcome(load_ms: u64) -> Outcome {
+        Outcome {
+            model: ModelFacts {
+                description: "tiny F16".into(),
+                size_bytes: 900,
+                n_params: 450,
+                n_vocab: 256,
+                n_layer: 2,
+            },
+            build: BuildFacts {
+                llama_build: "b12032".into(),
+                ggml_version: "0.28.0".into(),
+                patch_set_digest: "0123456789ab".into(),
+                cpu_features: "AVX2".into(),
+            },
+            load_ns: load_ms * 1_000_000,
+            prompt_ns: Some(2_000_000),
+            step_ns: vec![1_000_000; 4],
+            decode_loop_ns: 4_100_000,
+            fingerprint: Some(Fingerprint {
+                tokens: "aa".into(),
+                logits: "bb".into(),
+            }),
+            resident_after_load: ByClass {
+                dense_bytes: 500,
+                sparse_bytes: 0,
+                other_bytes: 100,
+            },
+            resident_end: ByClass {
+                dense_bytes: 500,
+                sparse_bytes: 200,
+                other_bytes: 100,
+            },
+            n_ctx: 256,
+            advise: None,
+            buffers: Vec::new(),
+        }
+    }
+
+    fn mark(point: Point, at_ms: u64, probe_ms: u64, read_bytes: u64, faults: u64) -> Mark {
+        Mark {
+            point,
+            at_ns: at_ms * 1_000_000,
+            probe_ns: probe_ms * 1_000_000,
+            read_bytes: Some(read_bytes),
+            faults_major: faults,
+            faults_minor: 10 * faults,
+        }
+    }
+
+    pub(crate) fn watched(load_ms: u64) -> Watched {
+        Watched {
+            started_ns: 1_000_000,
+            marks: vec![
+                mark(Point::Start, 2, 0, 50, 1),
+                mark(Point::Loaded, 3 + load_ms, 0, 550, 3),
+                mark(Point::FirstToken, 20 + load_ms, 5, 700, 5),
+                mark(Point::End, 40 + load_ms, 6, 850, 7),
+            ],
+            samples: vec![(0.5, 10, 10).into(), (load_ms as f64, 600, 20).into()],
+            peak: Rss {
+                file_bytes: 600,
+                anon_bytes: 20,
+            },
+            status: None,
+            end: End::Complete(Box::new(outcome(load_ms))),
+        }
+    }
+
+    #[test]
+    fn figures_are_differences_between_marks() {
+        let figures = Figures::of(&watched(10), &outcome(10), Some(7)).unwrap();
+        assert_eq!(figures.load_ms, 10.0);
+        // 30 - 1 (start of the process) - 5 (looking at itself).
+        assert_eq!(figures.first_token_ms, Some(24.0));
+        assert_eq!(figures.token16_ms, None);
+        assert_eq!(
+            (figures.load_device_bytes, figures.device_bytes),
+            (Some(500), Some(800))
+        );
+        assert_eq!((figures.faults_major, figures.faults_minor), (6, 60));
+        assert_eq!(
+            (
+                figures.resident_after_load_bytes,
+                figures.resident_end_bytes
+            ),
+            (600, 800)
+        );
+        assert_eq!(figures.decode_ns, Some(4_000_000));
+    }
+
+    #[test]
+    fn a_run_that_was_not_cold_does_not_count() {
+        let dirty = Prepared {
+            resident_bytes: 4096,
+            method: "fadvise",
+        };
+        let end = End::Complete(Box::new(outcome(1)));
+        let (status, reason) = judge(&row(Mode::Eager), &dirty, &end, 0);
+        assert_eq!(status, RunStatus::NotCold);
+        assert!(reason.unwrap().contains("4096"));
+        let warm = Row {
+            cache: CacheState::Warm,
+            ..row(Mode::Eager)
+        };
+        assert_eq!(judge(&warm, &dirty, &end, 0).0, RunStatus::Ok);
+    }
+
+    #[test]
+    fn a_kill_is_the_budget_only_with_a_budget_and_an_oom_count() {
+        let none = Prepared::default();
+        let budget = Row {
+            budget_bytes: Some(1 << 20),
+            ..row(Mode::Eager)
+        };
+        let (status, reason) = judge(&budget, &none, &End::Killed, 1);
+        assert_eq!(status, RunStatus::ExceededBudget);
+        assert!(reason.unwrap().contains("exceeded the budget of 1048576"));
+        assert_eq!(judge(&budget, &none, &End::Killed, 0).0, RunStatus::Failed);
+        assert_eq!(
+            judge(&row(Mode::Eager), &none, &End::Killed, 1).0,
+            RunStatus::Failed
+        );
+    }
+}

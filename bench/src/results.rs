@@ -1,0 +1,410 @@
+//! From runs to rows: what is printed and written.
+
+use serde::Serialize;
+
+use crate::host::Host;
+use crate::protocol::{BuildFacts, Fingerprint, ModelFacts};
+use crate::record::{Figures, RunRecord, RunStatus};
+use crate::spec::{FlashAttn, Row};
+use crate::stats::{self, Summary};
+
+/// What was set and where it ran: the same for all rows.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Setup {
+    pub(crate) bench_version: &'static str,
+    pub(crate) host: Host,
+    pub(crate) model: ModelSetup,
+    pub(crate) n_prompt: u32,
+    pub(crate) n_gen: u32,
+    pub(crate) n_batch: u32,
+    pub(crate) n_ubatch: u32,
+    pub(crate) n_threads: u32,
+    pub(crate) flash_attn: FlashAttn,
+    pub(crate) repetitions: usize,
+    /// UTC.
+    pub(crate) started: String,
+    /// How budgets are enforced, if a row has one.
+    pub(crate) cgroup: Option<String>,
+    /// Bytes per second of one sequential read of the model before the first run.
+    pub(crate) preread_bytes_per_s: Option<f64>,
+}
+
+/// The model's files.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct ModelSetup {
+    /// As given, without folders that say nothing about the model.
+    pub(crate) filename: String,
+    pub(crate) file_bytes: u64,
+    pub(crate) dense_bytes: u64,
+    pub(crate) sparse_bytes: u64,
+    pub(crate) other_bytes: u64,
+    pub(crate) parts: usize,
+}
+
+/// One row and the runs it consists of.
+#[derive(Debug)]
+pub(crate) struct RowResult {
+    pub(crate) row: Row,
+    /// By repetition; `None` where the run was not made.
+    pub(crate) runs: Vec<Option<RunRecord>>,
+    /// Why the row could not be measured at all.
+    pub(crate) refused: Option<String>,
+    /// The row that ratios are taken against: the first with the same conditions.
+    pub(crate) reference: usize,
+}
+
+/// The whole result.
+#[derive(Debug)]
+pub(crate) struct Report {
+    pub(crate) setup: Setup,
+    pub(crate) rows: Vec<RowResult>,
+}
+
+/// The two tests of a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Test {
+    /// The prompt.
+    Prompt,
+    /// Single tokens after the prompt.
+    Decode,
+}
+
+impl RowResult {
+    pub(crate) fn new(row: Row, reference: usize) -> RowResult {
+        RowResult {
+            row,
+            runs: Vec::new(),
+            refused: None,
+            reference,
+        }
+    }
+
+    /// Runs that count.
+    pub(crate) fn good(&self) -> impl Iterator<Item = &RunRecord> {
+        self.runs
+            .iter()
+            .flatten()
+            .filter(|run| run.status == RunStatus::Ok)
+    }
+
+    /// One figure of the runs that count, by repetition.
+    pub(crate) fn series(&self, figure: impl Fn(&Figures) -> Option<f64>) -> Vec<Option<f64>> {
+        let of_run = |run: &RunRecord| {
+            run.figures
+                .as_ref()
+                .filter(|_| run.status == RunStatus::Ok)
+                .and_then(&figure)
+        };
+        self.runs
+            .iter()
+            .map(|run| run.as_ref().and_then(of_run))
+            .collect()
+    }
+
+    /// Summary of one figure over the runs that count.
+    pub(crate) fn summary(&self, figure: impl Fn(&Figures) -> Option<f64>) -> Option<Summary> {
+        let present: Vec<f64> = self.series(figure).into_iter().flatten().collect();
+        Summary::of(&present)
+    }
+
+    /// Why the row has no figures, `None` when it has some.
+    pub(crate) fn missing(&self) -> Option<String> {
+        if self.good().next().is_some() {
+            return None;
+        }
+        let last = || {
+            self.runs
+                .iter()
+                .flatten()
+                .rev()
+                .find_map(|run| run.reason.clone())
+        };
+        self.refused
+            .clone()
+            .or_else(last)
+            .or_else(|| Some("not run".to_string()))
+    }
+
+    /// `ok`, or the status of the row's last run, or `refused`.
+    pub(crate) fn status(&self) -> &'static str {
+        if self.good().next().is_some() {
+            return "ok";
+        }
+        if self.refused.is_some() {
+            return "refused";
+        }
+        match self.runs.iter().flatten().next_back().map(|run| run.status) {
+            Some(RunStatus::NotCold) => "not_cold",
+            Some(RunStatus::ExceededBudget) => "exceeded_budget",
+            Some(RunStatus::TimedOut) => "timed_out",
+            Some(RunStatus::Failed | RunStatus::Ok) => "failed",
+            None => "not_run",
+        }
+    }
+}
+
+impl Report {
+    /// A report with no runs yet.
+    pub(crate) fn new(setup: Setup, rows: Vec<Row>) -> Report {
+        let reference = |row: &Row| {
+            rows.iter()
+                .position(|first| first.same_conditions(row))
+                .unwrap_or(0)
+        };
+        let results = rows
+            .iter()
+            .map(|row| RowResult::new(row.clone(), reference(row)))
+            .collect();
+        Report {
+            setup,
+            rows: results,
+        }
+    }
+
+    /// The tests that each row consists of.
+    pub(crate) fn tests(&self) -> Vec<Test> {
+        let prompt = (self.setup.n_prompt > 0).then_some(Test::Prompt);
+        let decode = (self.setup.n_gen > 0).then_some(Test::Decode);
+        prompt.into_iter().chain(decode).collect()
+    }
+
+    /// Ratio of a figure to that of the row's reference, repetition by repetition; `None` for the reference itself.
+    pub(crate) fn ratio(
+        &self,
+        index: usize,
+        figure: impl Fn(&Figures) -> Option<f64>,
+    ) -> Option<Summary> {
+        let row = &self.rows[index];
+        if row.reference == index {
+            return None;
+        }
+        stats::paired_ratio(
+            &row.series(&figure),
+            &self.rows[row.reference].series(&figure),
+        )
+    }
+
+    /// Tokens of a test.
+    pub(crate) fn test_tokens(&self, test: Test) -> u32 {
+        match test {
+            Test::Prompt => self.setup.n_prompt,
+            Test::Decode => self.setup.n_gen,
+        }
+    }
+
+    /// A test's name in llama-bench's notation: `pp16`, `tg64 @ d16`.
+    pub(crate) fn test_name(&self, test: Test) -> String {
+        let Setup {
+            n_prompt, n_gen, ..
+        } = self.setup;
+        match test {
+            Test::Prompt => format!("pp{n_prompt}"),
+            Test::Decode if n_prompt > 0 => format!("tg{n_gen} @ d{n_prompt}"),
+            Test::Decode => format!("tg{n_gen}"),
+        }
+    }
+
+    /// Tokens per second of a test in one run.
+    pub(crate) fn tokens_per_s(&self, test: Test) -> impl Fn(&Figures) -> Option<f64> + use<> {
+        let tokens = f64::from(self.test_tokens(test));
+        move |figures| Some(tokens * 1e9 / test_ns(figures, test)? as f64)
+    }
+
+    /// What llama.cpp said about the model and the build, from the first run that counts.
+    pub(crate) fn facts(&self) -> Option<(&ModelFacts, &BuildFacts)> {
+        let run = self.rows.iter().flat_map(RowResult::good).next()?;
+        run.outcome
+            .as_ref()
+            .map(|outcome| (&outcome.model, &outcome.build))
+    }
+
+    /// Checks that all runs with equal arithmetic computed the same tokens and logits; the first contradiction
+    /// otherwise.
+    pub(crate) fn check_fingerprints(&self) -> Result<(), String> {
+        let mut firsts: Vec<(&RunRecord, &Fingerprint)> = Vec::new();
+        for run in self.rows.iter().flat_map(|row| row.runs.iter().flatten()) {
+            let Some(found) = run
+                .outcome
+                .as_ref()
+                .and_then(|outcome| outcome.fingerprint.as_ref())
+            else {
+                continue;
+            };
+            match firsts
+                .iter()
+                .find(|(first, _)| first.row.same_arithmetic(&run.row))
+            {
+                None => firsts.push((run, found)),
+                Some((_, expected)) if *expected == found => {}
+                Some((first, expected)) => {
+                    let what = if expected.tokens == found.tokens {
+                        "logits"
+                    } else {
+                        "tokens"
+                    };
+                    return Err(format!(
+                        "{what} of `{}` (repetition {}) differ from those of `{}` (repetition {}): {found:?} against \
+                         {expected:?}",
+                        run.row.label(),
+                        run.repetition + 1,
+                        first.row.label(),
+                        first.repetition + 1,
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Duration of a test in one run.
+pub(crate) fn test_ns(figures: &Figures, test: Test) -> Option<u64> {
+    match test {
+        Test::Prompt => figures.prompt_ns,
+        Test::Decode => figures.decode_ns,
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::cache::Prepared;
+    use crate::record::tests::{outcome, row, watched};
+    use crate::spec::Mode;
+
+    pub(crate) fn run(row_index: usize, repetition: usize, row: &Row, load_ms: u64) -> RunRecord {
+        let watched = watched(load_ms);
+        RunRecord {
+            row_index,
+            repetition,
+            place: row_index,
+            started: "2026-11-21T09:35:00Z".into(),
+            started_ns: watched.started_ns,
+            row: row.clone(),
+            status: RunStatus::Ok,
+            reason: None,
+            page_cache: Prepared {
+                resident_bytes: 0,
+                method: "fadvise",
+            },
+            readahead_bytes: Some(128 << 10),
+            cgroup_peak_bytes: None,
+            disk_read_bytes: Some(1000),
+            steal_ms: Some(0),
+            figures: Figures::of(&watched, &outcome(load_ms), None),
+            kernel_status: None,
+            marks: watched.marks,
+            outcome: Some(outcome(load_ms)),
+            rss: watched.samples,
+        }
+    }
+
+    /// Eager loads in 100, 110, 120 ms, selective in half of that.
+    pub(crate) fn report() -> Report {
+        let setup = Setup {
+            bench_version: "0.1.0",
+            host: Host {
+                cpu: "CPU <&>".into(),
+                cores: 2,
+                memory_bytes: 24 << 30,
+                kernel: "Linux 6.18 x86_64".into(),
+                transparent_hugepages: "madvise".into(),
+                file_system: "ext4".into(),
+                device: Ok("vda".into()),
+                readahead_bytes: Some(128 << 10),
+            },
+            model: ModelSetup {
+                filename: "demo \"a\",b.gguf".into(),
+                file_bytes: 1000,
+                dense_bytes: 500,
+                sparse_bytes: 400,
+                other_bytes: 100,
+                parts: 1,
+            },
+            n_prompt: 16,
+            n_gen: 4,
+            n_batch: 2048,
+            n_ubatch: 512,
+            n_threads: 2,
+            flash_attn: FlashAttn::Auto,
+            repetitions: 3,
+            started: "2026-11-21T09:35:00Z".into(),
+            cgroup: None,
+            preread_bytes_per_s: Some(1e9),
+        };
+        let mut report = Report::new(setup, vec![row(Mode::Eager), row(Mode::Selective)]);
+        for (index, divisor) in [(0, 1), (1, 2)] {
+            for repetition in 0..3 {
+                let load_ms = (100 + 10 * repetition as u64) / divisor;
+                let run = run(index, repetition, &report.rows[index].row.clone(), load_ms);
+                report.rows[index].runs.push(Some(run));
+            }
+        }
+        report
+    }
+
+    #[test]
+    fn ratios_are_against_the_first_row_of_equal_conditions() {
+        let report = report();
+        assert!(report.ratio(0, |f| Some(f.load_ms)).is_none());
+        let ratio = report.ratio(1, |f| Some(f.load_ms)).unwrap();
+        assert_eq!((ratio.n, ratio.median), (3, 0.5));
+        assert_eq!(
+            report.rows[1].summary(|f| Some(f.load_ms)).unwrap().median,
+            55.0
+        );
+    }
+
+    #[test]
+    fn names_and_rates_of_tests() {
+        let report = report();
+        assert_eq!(report.tests(), [Test::Prompt, Test::Decode]);
+        assert_eq!(report.test_name(Test::Prompt), "pp16");
+        assert_eq!(report.test_name(Test::Decode), "tg4 @ d16");
+        let rate = report.rows[0]
+            .summary(report.tokens_per_s(Test::Decode))
+            .unwrap();
+        assert_eq!(rate.median, 1000.0);
+    }
+
+    #[test]
+    fn runs_that_do_not_count_are_left_out() {
+        let mut report = report();
+        report.rows[0].runs[1].as_mut().unwrap().status = RunStatus::NotCold;
+        assert_eq!(
+            report.rows[0].series(|f| Some(f.load_ms)),
+            [Some(100.0), None, Some(120.0)]
+        );
+        assert_eq!(report.ratio(1, |f| Some(f.load_ms)).unwrap().n, 2);
+        for run in report.rows[0].runs.iter_mut().flatten() {
+            run.status = RunStatus::ExceededBudget;
+            run.reason = Some("exceeded the budget".into());
+        }
+        assert_eq!(report.rows[0].status(), "exceeded_budget");
+        assert_eq!(
+            report.rows[0].missing().as_deref(),
+            Some("exceeded the budget")
+        );
+        assert_eq!(report.rows[1].status(), "ok");
+    }
+
+    #[test]
+    fn a_differing_fingerprint_is_an_error() {
+        let mut report = report();
+        assert_eq!(report.check_fingerprints(), Ok(()));
+        let run = report.rows[1].runs[2].as_mut().unwrap();
+        let outcome = run.outcome.as_mut().unwrap();
+        outcome.fingerprint = Some(Fingerprint {
+            tokens: "aa".into(),
+            logits: "cc".into(),
+        });
+        let message = report.check_fingerprints().unwrap_err();
+        assert!(
+            message.contains("logits of `selective cold` (repetition 3)"),
+            "{message}"
+        );
+        // Repacked kernels may round differently.
+        report.rows[1].runs[2].as_mut().unwrap().row.repack = true;
+        assert_eq!(report.check_fingerprints(), Ok(()));
+    }
+}

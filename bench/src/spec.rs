@@ -1,0 +1,368 @@
+//! What is measured: modes, rows and the order in which they run.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use anyhow::{Result, bail};
+use serde::{Deserialize, Serialize};
+
+use crate::size::format_bytes;
+
+/// What happens to a weight when the model is loaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Mode {
+    /// All of the file up front: upstream's default.
+    Eager,
+    /// Everything on demand.
+    None,
+    /// Dense weights up front, sparse ones on demand.
+    Selective,
+}
+
+impl Mode {
+    pub(crate) const ALL: [Mode; 3] = [Mode::Eager, Mode::None, Mode::Selective];
+
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Mode::Eager => "eager",
+            Mode::None => "none",
+            Mode::Selective => "selective",
+        }
+    }
+
+    /// The `lazy_mode` that gives the same loading in the patched llama-bench.
+    pub(crate) fn lazy_mode(self) -> &'static str {
+        match self {
+            Mode::Eager => "off",
+            Mode::None => "all",
+            Mode::Selective => "sparse",
+        }
+    }
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// The modes of `--prefetch`: a list in the order of the rows, without duplicates.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Modes(pub(crate) Vec<Mode>);
+
+impl FromStr for Modes {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Modes> {
+        let mut modes = Vec::new();
+        for name in text.split(',').map(str::trim) {
+            let named: &[Mode] = match name {
+                "eager" => &[Mode::Eager],
+                "none" => &[Mode::None],
+                "selective" => &[Mode::Selective],
+                "all" => &Mode::ALL,
+                _ => bail!(
+                    "`{name}` is not a prefetch mode; valid modes are eager, none, selective, all, or a list"
+                ),
+            };
+            for mode in named {
+                if !modes.contains(mode) {
+                    modes.push(*mode);
+                }
+            }
+        }
+        Ok(Modes(modes))
+    }
+}
+
+/// What the page cache holds of the model when the process starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum CacheState {
+    /// No page of the model's files.
+    Cold,
+    /// Every page of the model's files.
+    Warm,
+}
+
+impl CacheState {
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            CacheState::Cold => "cold",
+            CacheState::Warm => "warm",
+        }
+    }
+}
+
+/// Whether attention uses the fused kernel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum FlashAttn {
+    /// llama.cpp decides.
+    #[default]
+    Auto,
+    On,
+    Off,
+}
+
+impl FlashAttn {
+    /// The integer that llama-bench writes in its `flash_attn` field.
+    pub(crate) fn upstream_value(self) -> i32 {
+        match self {
+            FlashAttn::Auto => -1,
+            FlashAttn::Off => 0,
+            FlashAttn::On => 1,
+        }
+    }
+
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            FlashAttn::Auto => "auto",
+            FlashAttn::On => "on",
+            FlashAttn::Off => "off",
+        }
+    }
+}
+
+/// One row of the results: everything that distinguishes it from the others.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Row {
+    pub(crate) mode: Mode,
+    pub(crate) cache: CacheState,
+    /// llama.cpp's `use_extra_bufts`: weights may be copied into a layout that suits the vector units.
+    pub(crate) repack: bool,
+    /// Whether the slice provider `Advise` is attached.
+    pub(crate) advise: bool,
+    /// Limit of the memory group the process runs in, page cache included.
+    pub(crate) budget_bytes: Option<u64>,
+    /// Readahead of the device during the run; `None` leaves it as it is.
+    pub(crate) readahead_bytes: Option<u64>,
+}
+
+impl Row {
+    /// Rows that may be compared as a ratio: everything but the way of loading is equal.
+    pub(crate) fn same_conditions(&self, other: &Row) -> bool {
+        self.cache == other.cache
+            && self.budget_bytes == other.budget_bytes
+            && self.readahead_bytes == other.readahead_bytes
+    }
+
+    /// Rows whose logits must be equal byte by byte. Repacked kernels round differently, and lazy tensors are never
+    /// repacked, so with repacking on only rows of one mode must agree.
+    pub(crate) fn same_arithmetic(&self, other: &Row) -> bool {
+        self.repack == other.repack && (!self.repack || self.mode == other.mode)
+    }
+
+    /// Whether the slice provider is what the mode brings along: attached for selective only.
+    pub(crate) fn default_advise(&self) -> bool {
+        self.advise == (self.mode == Mode::Selective)
+    }
+
+    /// A short name for progress lines, legends and messages.
+    pub(crate) fn label(&self) -> String {
+        let mut label = format!("{} {}", self.mode, self.cache.as_str());
+        if self.repack {
+            label.push_str(" repack");
+        }
+        if !self.default_advise() {
+            label.push_str(if self.advise { " advise" } else { " no-advise" });
+        }
+        if let Some(bytes) = self.budget_bytes {
+            label.push_str(&format!(" in {}", format_bytes(bytes)));
+        }
+        if let Some(bytes) = self.readahead_bytes {
+            label.push_str(&format!(" ra {}", format_bytes(bytes)));
+        }
+        label
+    }
+}
+
+/// The options that multiply into rows.
+#[derive(Clone, Debug)]
+pub(crate) struct Axes {
+    pub(crate) modes: Vec<Mode>,
+    pub(crate) caches: Vec<CacheState>,
+    pub(crate) repack: Repack,
+    /// `None`: on for selective, off for the others.
+    pub(crate) advise: Option<bool>,
+    pub(crate) budgets: Vec<Option<u64>>,
+    pub(crate) readaheads: Vec<Option<u64>>,
+}
+
+/// Which repacking rows there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Repack {
+    /// Every row with repacking on.
+    On,
+    /// Every row with repacking off.
+    Off,
+    /// Every row with repacking off, and eager with repacking on.
+    Both,
+}
+
+impl Axes {
+    /// The rows, those of equal conditions beside each other, the reference of each group first.
+    pub(crate) fn rows(&self) -> Vec<Row> {
+        let mut kinds: Vec<(Mode, bool)> = self
+            .modes
+            .iter()
+            .map(|mode| (*mode, self.repack == Repack::On))
+            .collect();
+        if self.repack == Repack::Both && self.modes.contains(&Mode::Eager) {
+            kinds.push((Mode::Eager, true));
+        }
+        let mut rows = Vec::new();
+        for budget_bytes in &self.budgets {
+            for readahead_bytes in &self.readaheads {
+                for cache in &self.caches {
+                    for (mode, repack) in &kinds {
+                        rows.push(Row {
+                            mode: *mode,
+                            cache: *cache,
+                            repack: *repack,
+                            advise: self.advise.unwrap_or(*mode == Mode::Selective),
+                            budget_bytes: *budget_bytes,
+                            readahead_bytes: *readahead_bytes,
+                        });
+                    }
+                }
+            }
+        }
+        rows
+    }
+}
+
+/// Row indices of repetition `repetition`: rotated by one each time, so that no row always runs first or always runs
+/// after the same neighbour's leftovers.
+pub(crate) fn interleaved(rows: usize, repetition: usize) -> impl Iterator<Item = usize> {
+    (0..rows).map(move |i| (i + repetition) % rows)
+}
+
+/// What a worker process is told, as JSON in its argument list.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct WorkerSpec {
+    pub(crate) model: PathBuf,
+    pub(crate) mode: Mode,
+    pub(crate) repack: bool,
+    pub(crate) advise: bool,
+    pub(crate) n_prompt: u32,
+    pub(crate) n_gen: u32,
+    pub(crate) n_batch: u32,
+    pub(crate) n_ubatch: u32,
+    pub(crate) n_threads: u32,
+    pub(crate) flash_attn: FlashAttn,
+    pub(crate) tokens: TokenSource,
+    /// The `cgroup.procs` file that the worker writes itself into before it loads anything.
+    pub(crate) cgroup_procs: Option<PathBuf>,
+}
+
+/// Where the tokens that are fed to the model come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum TokenSource {
+    /// A fixed text as prompt, then the most likely token of every step. Logits are fingerprinted.
+    Greedy,
+    /// What llama-bench feeds: its warm-up step, then the C library's unseeded `rand()`. Nothing is sampled and logits
+    /// are not looked at, as in llama-bench.
+    LlamaBench,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mode_lists() {
+        assert_eq!("all".parse::<Modes>().unwrap().0, Mode::ALL);
+        assert_eq!(
+            "selective, eager".parse::<Modes>().unwrap().0,
+            [Mode::Selective, Mode::Eager]
+        );
+        assert_eq!(
+            "selective,all".parse::<Modes>().unwrap().0,
+            [Mode::Selective, Mode::Eager, Mode::None]
+        );
+        let message = "lazy".parse::<Modes>().unwrap_err().to_string();
+        for word in ["`lazy`", "eager", "none", "selective", "all"] {
+            assert!(message.contains(word), "{message}");
+        }
+        assert!("".parse::<Modes>().is_err());
+    }
+
+    fn axes() -> Axes {
+        Axes {
+            modes: Mode::ALL.to_vec(),
+            caches: vec![CacheState::Cold],
+            repack: Repack::Both,
+            advise: None,
+            budgets: vec![None],
+            readaheads: vec![None],
+        }
+    }
+
+    #[test]
+    fn repacking_is_added_for_eager_only() {
+        let rows = axes().rows();
+        let names: Vec<_> = rows.iter().map(Row::label).collect();
+        assert_eq!(
+            names,
+            [
+                "eager cold",
+                "none cold",
+                "selective cold",
+                "eager cold repack"
+            ]
+        );
+        assert_eq!(
+            rows.iter().map(|r| r.advise).collect::<Vec<_>>(),
+            [false, false, true, false]
+        );
+        let off = Axes {
+            repack: Repack::Off,
+            ..axes()
+        };
+        assert!(off.rows().iter().all(|row| !row.repack));
+        let on = Axes {
+            repack: Repack::On,
+            ..axes()
+        };
+        assert!(on.rows().iter().all(|row| row.repack) && on.rows().len() == 3);
+    }
+
+    #[test]
+    fn lists_multiply() {
+        let rows = Axes {
+            repack: Repack::Off,
+            caches: vec![CacheState::Cold, CacheState::Warm],
+            readaheads: vec![Some(128 * 1024), Some(8 << 20)],
+            advise: Some(false),
+            ..axes()
+        }
+        .rows();
+        assert_eq!(rows.len(), 12);
+        assert!(rows[0].same_conditions(&rows[2]));
+        assert!(!rows[0].same_conditions(&rows[3]));
+        assert_eq!(rows[2].label(), "selective cold no-advise ra 128 KiB");
+    }
+
+    #[test]
+    fn every_row_takes_every_place() {
+        for place in 0..3 {
+            let mut seen: Vec<_> = (0..3)
+                .map(|rep| interleaved(3, rep).nth(place).unwrap())
+                .collect();
+            seen.sort_unstable();
+            assert_eq!(seen, [0, 1, 2]);
+        }
+    }
+
+    #[test]
+    fn repacked_rows_are_compared_within_a_mode() {
+        let rows = axes().rows();
+        assert!(rows[0].same_arithmetic(&rows[2]));
+        assert!(!rows[0].same_arithmetic(&rows[3]));
+        assert!(rows[3].same_arithmetic(&rows[3]));
+    }
+}
