@@ -2,7 +2,7 @@
 //!
 //! Nothing here is safe; `llama-rs` is the safe interface. The items are those of `llama.h`, `ggml.h`, `ggml-backend.h`,
 //! `ggml-cpu.h` and `gguf.h` under their C names, and the shim's `faultline_*`. Enumerations are integer types with plain
-//! constants ([`ggml_type`] is `u32`, [`GGML_TYPE_F32`] a constant of it): upstream has functions with the names of
+//! constants (`ggml_type` is `u32`, `GGML_TYPE_F32` a constant of it): upstream has functions with the names of
 //! enumerations, and any number may come out of a file.
 //!
 //! Calls that may throw go through the shim: `faultline_decode` instead of `llama_decode`.

@@ -46,7 +46,12 @@ fn try_run() -> Result<()> {
     let config = Config::from_env(&root)?;
     let pin = config.pin_manifest();
     let shim = package.join("shim");
-    for path in [&config.patches, &pin, &pin.with_extension("lock"), &shim] {
+    let lock = pin.with_extension("lock");
+    // Cargo's own copy of the source never changes; a tree of the user does.
+    let inputs = [&config.patches, &pin, &lock, &shim]
+        .into_iter()
+        .chain(&config.source);
+    for path in inputs {
         println!("cargo::rerun-if-changed={}", path.display());
     }
 
