@@ -18,8 +18,8 @@ pub(crate) enum Outcome {
 #[error("{0}")]
 pub(crate) struct BadInput(pub(crate) String);
 
-const FAILURE: u8 = 1;
-const BAD_INPUT: u8 = 2;
+pub(crate) const FAILURE: u8 = 1;
+pub(crate) const BAD_INPUT: u8 = 2;
 const INTERRUPTED: u8 = 130;
 
 /// Prints the error, if there is one, and maps the end of a verb to an exit code.

@@ -37,7 +37,7 @@ struct Times {
 pub(crate) fn run(args: &RunArgs, started: Instant) -> anyhow::Result<Outcome> {
     let stop = Arc::new(AtomicBool::new(false));
     signals::on_interrupt(&stop).context("cannot handle Ctrl-C")?;
-    signals::on_unreadable_page(&args.model).context("cannot handle unreadable pages")?;
+    signals::on_native_failure(&args.model).context("cannot handle signals")?;
     output::show_logs(args.verbose);
 
     let prompt = prompt_text(args)?;

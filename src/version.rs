@@ -16,7 +16,30 @@ pub(crate) fn long() -> &'static str {
             build.llama_build,
             build.ggml_version,
             build.patch_set_digest,
-            build.cpu_features,
+            enabled(&build.cpu_features),
         )
     })
+}
+
+/// The names of the features that are on, out of ggml's `CPU : AVX2 = 1 | FMA = 1 | ...`.
+fn enabled(features: &str) -> String {
+    let list = features.rsplit(" : ").next().unwrap_or_default();
+    let names = list
+        .split('|')
+        .filter_map(|feature| feature.trim().strip_suffix("= 1"));
+    names.map(str::trim).collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn features_that_are_off_are_not_named() {
+        assert_eq!(
+            enabled("CPU : SSE3 = 1 | AVX2 = 1 | NEON = 0 | "),
+            "SSE3 AVX2"
+        );
+        assert_eq!(enabled(""), "");
+    }
 }

@@ -14,7 +14,11 @@ const PROMPT: &str = "The capital of Germany is";
 
 fn run(model: &Path, arguments: &[&str]) -> Command {
     let mut command = faultline();
-    command.arg("run").arg("-m").arg(model).args(arguments);
+    // One thread: tests run side by side, and threads of one graph wait for each other by spinning.
+    command
+        .args(["run", "-t", "1", "-m"])
+        .arg(model)
+        .args(arguments);
     command
 }
 

@@ -8,14 +8,18 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 /// The command line under test, with an environment that does not depend on the caller's.
-pub fn faultline() -> Command {
+pub(crate) fn faultline() -> Command {
     let mut command = Command::new(assert_cmd::cargo::cargo_bin!("faultline"));
-    command.env("NO_COLOR", "1").env_remove("RUST_LOG");
+    // Without the second one, an abort inside ggml starts a debugger to print where it was.
+    command
+        .env("NO_COLOR", "1")
+        .env("GGML_NO_BACKTRACE", "1")
+        .env_remove("RUST_LOG");
     command
 }
 
 /// The folder of test data beside the project, or nothing, with the reason printed.
-pub fn shared_data() -> Option<PathBuf> {
+pub(crate) fn shared_data() -> Option<PathBuf> {
     let folder = std::env::var_os("FAULTLINE_SHARED_DATA").map_or_else(
         || Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data"),
         PathBuf::from,
@@ -31,7 +35,7 @@ pub fn shared_data() -> Option<PathBuf> {
 }
 
 /// A real model in the user's cache folder, or nothing, with the reason printed.
-pub fn real_model(name: &str) -> Option<PathBuf> {
+pub(crate) fn real_model(name: &str) -> Option<PathBuf> {
     let variable = |name| {
         std::env::var_os(name)
             .filter(|value| !value.is_empty())
@@ -52,19 +56,19 @@ pub fn real_model(name: &str) -> Option<PathBuf> {
 }
 
 /// Standard error as text.
-pub fn stderr(output: &Output) -> String {
+pub(crate) fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
 /// Standard output as text.
-pub fn stdout(output: &Output) -> String {
+pub(crate) fn stdout(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 /// The process ended by itself, with code 2, nothing on standard output and one error on standard error that contains
 /// every one of `parts`.
 #[track_caller]
-pub fn assert_bad_input(output: &Output, parts: &[&str]) {
+pub(crate) fn assert_bad_input(output: &Output, parts: &[&str]) {
     let message = stderr(output);
     assert_eq!(
         output.status.code(),
@@ -82,4 +86,40 @@ pub fn assert_bad_input(output: &Output, parts: &[&str]) {
     for part in parts {
         assert!(message.contains(part), "{part:?} is not in: {message}");
     }
+}
+
+/// A tiny model with random weights, which llama.cpp loads like any other; see `model_shapes::Shape::names`.
+pub(crate) fn tiny_model(folder: &Path, shape: &str) -> PathBuf {
+    let path = folder.join(format!("{shape}.gguf"));
+    let shape = model_shapes::Shape::by_name(shape).unwrap();
+    model_shapes::generate(&shape, &path, 1, &mut |_, _| {}).unwrap();
+    path
+}
+
+/// Writes `model` as `path`, each metadata value replaced by what `change` makes of it; `None` leaves the key out.
+pub(crate) fn rewrite(
+    model: &Path,
+    path: &Path,
+    change: impl Fn(&str, &gguf::Value) -> Option<gguf::Value>,
+) {
+    let source = gguf::Gguf::open(model).unwrap();
+    let mut layout = gguf::Layout::new();
+    for (key, value) in source.kv() {
+        if let Some(value) = change(key, value) {
+            layout.kv(key, value).unwrap();
+        }
+    }
+    for tensor in source.tensors() {
+        layout
+            .tensor(&tensor.name, tensor.ggml_type, &tensor.dims)
+            .unwrap();
+    }
+    let bytes = std::fs::read(model).unwrap();
+    let mut writer = gguf::GgufWriter::create(path, layout).unwrap();
+    for tensor in source.tensors() {
+        let start = usize::try_from(tensor.offset).unwrap();
+        let end = start + usize::try_from(tensor.size_bytes).unwrap();
+        writer.write_tensor(&mut &bytes[start..end]).unwrap();
+    }
+    writer.finish().unwrap();
 }
