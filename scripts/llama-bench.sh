@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Builds the patched llama-bench, and runs it with the given arguments. Progress of the build goes to standard error.
+# Builds the patched llama-bench, and runs it with the given arguments; with --path it prints only where the program is.
+# Progress of the build goes to standard error.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -8,4 +9,8 @@ mkdir -p "$target"
 # The folder in which llama-sys builds: the libraries are compiled once.
 out=${LLAMA_SYS_BUILD_DIR:-$(cd "$target" && pwd)/llama.cpp}
 program=$(cargo run --quiet --locked -p llama-build -- tools --patched --out "$out" --tool llama-bench)
-exec "$program" "$@"
+if [[ ${1:-} == --path ]]; then
+    echo "$program"
+else
+    exec "$program" "$@"
+fi

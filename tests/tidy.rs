@@ -212,6 +212,16 @@ fn links_in_documents_lead_somewhere() {
     assert_none("broken links", &found);
 }
 
+#[test]
+fn the_readme_shows_the_example_that_compiles() {
+    let readme = fs::read_to_string(root().join("README.md")).unwrap();
+    let example = fs::read_to_string(root().join("examples/generate.rs")).unwrap();
+    assert!(
+        readme.contains(&format!("```rust\n{example}```")),
+        "README.md does not show examples/generate.rs"
+    );
+}
+
 /// The commands in the documents' code blocks, one a line, without prompts, comments and leading `VAR=value`s.
 fn documented_commands() -> Vec<(String, Vec<String>)> {
     let mut commands = Vec::new();
