@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::Read as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -107,6 +108,51 @@ pub(crate) fn total_len(files: &[PathBuf]) -> Result<u64> {
     })
 }
 
+/// What a file looked like, to notice that it is another one now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Stamp {
+    inode: (u64, u64),
+    len: u64,
+    modified: (i64, i64),
+}
+
+impl Stamp {
+    fn of(path: &Path) -> Result<Stamp> {
+        let found = fs::metadata(path).with_context(|| path.display().to_string())?;
+        Ok(Stamp {
+            inode: (found.dev(), found.ino()),
+            len: found.len(),
+            modified: (found.mtime(), found.mtime_nsec()),
+        })
+    }
+}
+
+/// The files of a model as they were when the measurement began.
+#[derive(Debug)]
+pub(crate) struct Unchanged(Vec<(PathBuf, Stamp)>);
+
+impl Unchanged {
+    pub(crate) fn new(files: &[PathBuf]) -> Result<Unchanged> {
+        let stamps = files
+            .iter()
+            .map(|path| Ok((path.clone(), Stamp::of(path)?)));
+        Ok(Unchanged(stamps.collect::<Result<_>>()?))
+    }
+
+    /// An error that names the file which was replaced or written to since.
+    pub(crate) fn check(&self) -> Result<()> {
+        for (path, stamp) in &self.0 {
+            if Stamp::of(path)? != *stamp {
+                bail!(
+                    "{}: the model changed on disk during the measurement",
+                    path.display()
+                );
+            }
+        }
+        Ok(())
+    }
+}
+
 /// Resident bytes of all files together.
 pub(crate) fn resident(files: &[PathBuf]) -> Result<u64> {
     files.iter().try_fold(0, |sum, path| {
@@ -138,6 +184,26 @@ mod tests {
         assert_eq!(make_cold(&paths).unwrap().resident_bytes, 0);
         assert_eq!(make_warm(&paths).unwrap().resident_bytes, 2_000_000);
         assert_eq!(make_cold(&paths).unwrap().resident_bytes, 0);
+    }
+
+    #[test]
+    fn a_changed_file_is_noticed() {
+        let folder = folder();
+        let path = folder.path().join("part");
+        fs::write(&path, "before").unwrap();
+        let unchanged = Unchanged::new(std::slice::from_ref(&path)).unwrap();
+        unchanged.check().unwrap();
+        fs::write(folder.path().join("other"), "before").unwrap();
+        fs::rename(folder.path().join("other"), &path).unwrap();
+        assert!(
+            unchanged
+                .check()
+                .unwrap_err()
+                .to_string()
+                .contains("changed on disk")
+        );
+        fs::remove_file(&path).unwrap();
+        assert!(unchanged.check().is_err());
     }
 
     #[test]

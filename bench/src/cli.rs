@@ -145,7 +145,8 @@ pub(crate) enum Switch {
 
 #[derive(Debug, Args)]
 pub(crate) struct MakeModelArgs {
-    /// Name of the shape
+    /// Name of the shape: gpt-oss-20b (13.8 GB), qwen3-30b-a3b, deepseek-v2-lite, llama-dense, demo, tiny-gpt-oss and others;
+    /// an unknown name prints all
     #[arg(long, value_name = "NAME")]
     pub(crate) shape: String,
     /// The file to write

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Result, anyhow};
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::cache::{self, Prepared};
+use crate::cache::{self, Prepared, Unchanged};
 use crate::cgroup::{Controller, Group};
 use crate::cli::{Plan, RunArgs};
 use crate::device::BlockDevice;
@@ -42,7 +42,7 @@ pub(crate) fn run(args: &RunArgs) -> Result<ExitCode> {
         &files,
         plan,
         rows.iter().any(|row| row.budget_bytes.is_some()),
-    );
+    )?;
     let mut report = Report::new(bench.setup(&files), rows);
 
     let measured = bench.measure(&mut report, &mut folder, args);
@@ -112,6 +112,7 @@ struct Bench {
     plan: Plan,
     model: PathBuf,
     parts: Vec<PathBuf>,
+    unchanged: Unchanged,
     device: Result<BlockDevice>,
     /// Where memory groups can be made, if a row has a budget.
     controller: Option<Result<Controller>>,
@@ -125,18 +126,20 @@ enum Attempt {
 }
 
 impl Bench {
-    fn new(model: &Path, files: &gguf::ModelFiles, plan: Plan, with_budget: bool) -> Bench {
-        Bench {
+    fn new(model: &Path, files: &gguf::ModelFiles, plan: Plan, with_budget: bool) -> Result<Bench> {
+        let parts: Vec<PathBuf> = files
+            .parts
+            .iter()
+            .map(|part| part.path().to_path_buf())
+            .collect();
+        Ok(Bench {
             plan,
             model: model.to_path_buf(),
-            parts: files
-                .parts
-                .iter()
-                .map(|part| part.path().to_path_buf())
-                .collect(),
+            unchanged: Unchanged::new(&parts)?,
+            parts,
             device: BlockDevice::of_file(model),
             controller: with_budget.then(Controller::detect),
-        }
+        })
     }
 
     fn setup(&self, files: &gguf::ModelFiles) -> Setup {
@@ -239,6 +242,7 @@ impl Bench {
     /// Prepares the machine, runs the row once, and puts everything back.
     fn attempt(&self, row: &Row) -> Result<Attempt> {
         interrupt::check()?;
+        self.unchanged.check()?;
         let prepared = match self.prepare(row) {
             Ok(prepared) => prepared,
             Err(error) if error.is::<Interrupted>() => return Err(error),
@@ -252,6 +256,8 @@ impl Bench {
         let started = host::now_utc();
 
         let mut watched = runner::run(&spec, self.plan.timeout)?;
+        // Before anything is made of the run: a file that was cut short kills a worker that has it mapped.
+        self.unchanged.check()?;
 
         let disk_after = device.and_then(BlockDevice::read_bytes_total);
         let steal_after = procfs::steal_ticks();

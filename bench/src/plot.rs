@@ -12,12 +12,12 @@ use crate::sample::Sample;
 use crate::size::{GIB, MIB, format_bytes};
 use crate::spec::{Mode, Row};
 
-const WIDTH: f64 = 960.0;
+const WIDTH: f64 = 1000.0;
 const PANEL_HEIGHT: f64 = 320.0;
 const TOP: f64 = 64.0;
 const LEFT: f64 = 84.0;
 /// Room for the legend.
-const RIGHT: f64 = 250.0;
+const RIGHT: f64 = 280.0;
 /// Of a panel: its title above, its axis below.
 const PANEL_TOP: f64 = 28.0;
 const PANEL_BOTTOM: f64 = 48.0;
@@ -82,13 +82,17 @@ impl Line<'_> {
         Some(mark.at_ns.saturating_sub(self.run.started_ns) as f64 / 1e6)
     }
 
-    /// Within the time that is drawn.
-    fn samples(&self) -> impl Iterator<Item = &Sample> {
+    /// Within the time that is drawn. The last one is made up at its end: a plateau that goes on has no sample there.
+    fn samples(&self) -> impl Iterator<Item = Sample> {
         let end_ms = self.end_ms() * 1.03;
-        self.run
+        let inside = self
+            .run
             .rss
             .iter()
-            .filter(move |sample| sample.at_ms <= end_ms)
+            .copied()
+            .filter(move |sample| sample.at_ms <= end_ms);
+        let goes_on = self.run.rss.last().is_some_and(|last| last.at_ms > end_ms);
+        inside.chain(goes_on.then(|| sample_at(&self.run.rss, end_ms)))
     }
 
     fn highest_bytes(&self) -> u64 {
@@ -169,12 +173,6 @@ fn median_run(result: &RowResult) -> Option<&RunRecord> {
 }
 
 fn open(svg: &mut String, report: &Report, height: f64) {
-    let mut light = String::new();
-    let mut dark = String::new();
-    for (index, (on_light, on_dark)) in COLOURS.iter().enumerate() {
-        let _ = write!(light, ".c{index}{{--c:{on_light}}}");
-        let _ = write!(dark, ".c{index}{{--c:{on_dark}}}");
-    }
     let name = report
         .facts()
         .map_or("", |(model, _)| model.description.as_str());
@@ -183,22 +181,61 @@ fn open(svg: &mut String, report: &Report, height: f64) {
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" width=\"{WIDTH}\" \
          height=\"{height}\" role=\"img\" font-family=\"system-ui, sans-serif\" font-size=\"13\">\n\
          <title>Resident memory while loading {file}</title>\n\
-         <style>\n\
-         svg{{--bg:#ffffff;--fg:#1a1a1a;--dim:#5c5c5c;--grid:#dddddd}}{light}\n\
-         @media (prefers-color-scheme: dark){{svg{{--bg:#14171a;--fg:#ececec;--dim:#a3a9ae;--grid:#343a40}}{dark}}}\n\
-         text{{fill:var(--fg)}}.dim{{fill:var(--dim)}}.grid{{stroke:var(--grid);stroke-width:1}}\
-         .file{{fill:none;stroke:var(--c);stroke-width:2.2;stroke-linejoin:round}}\
-         .anon{{fill:none;stroke:var(--c);stroke-width:1.6;stroke-dasharray:5 4}}\
-         .loaded{{fill:var(--bg);stroke:var(--c);stroke-width:2.2}}.token{{fill:var(--c)}}\
-         .size{{stroke:var(--dim);stroke-width:1;stroke-dasharray:2 3}}\n\
-         </style>\n\
-         <rect width=\"{WIDTH}\" height=\"{height}\" fill=\"var(--bg)\"/>\n\
+         <style>\n{style}</style>\n\
+         <rect class=\"back\" width=\"{WIDTH}\" height=\"{height}\"/>\n\
          <text x=\"{LEFT}\" y=\"26\" font-size=\"17\" font-weight=\"600\">Resident memory while loading {file}</text>\n\
          <text x=\"{LEFT}\" y=\"46\" class=\"dim\">{name} · solid: file pages, dashed: anonymous memory · ring: loaded, \
          dot: first token · median run of each row</text>\n",
+        style = style(),
         file = escape(&report.setup.model.filename),
         name = escape(name),
     );
+}
+
+/// Rules with the light colours, and the dark ones for readers who prefer them. Plain colours, not custom properties:
+/// not every program that shows SVG knows those.
+fn style() -> String {
+    let mut style = String::from(
+        ".file{fill:none;stroke-width:2.2;stroke-linejoin:round}.anon{fill:none;stroke-width:1.6;stroke-dasharray:5 4}\
+         .loaded{stroke-width:2.2}.grid{stroke-width:1}.size{stroke-width:1;stroke-dasharray:2 3}\n",
+    );
+    style.push_str(&colours(
+        "#ffffff",
+        "#1a1a1a",
+        "#5c5c5c",
+        "#dddddd",
+        |(light, _)| light,
+    ));
+    style.push_str("@media (prefers-color-scheme: dark){\n");
+    style.push_str(&colours(
+        "#14171a",
+        "#ececec",
+        "#a3a9ae",
+        "#343a40",
+        |(_, dark)| dark,
+    ));
+    style.push_str("}\n");
+    style
+}
+
+fn colours(
+    back: &str,
+    text: &str,
+    dim: &str,
+    grid: &str,
+    of: impl Fn((&'static str, &'static str)) -> &'static str,
+) -> String {
+    let mut rules = format!(
+        ".back,.loaded{{fill:{back}}}text{{fill:{text}}}.dim{{fill:{dim}}}.size{{stroke:{dim}}}.grid{{stroke:{grid}}}\n"
+    );
+    for (index, pair) in COLOURS.iter().enumerate() {
+        let colour = of(*pair);
+        let _ = writeln!(
+            rules,
+            ".c{index} .file,.c{index} .anon,.c{index} .loaded{{stroke:{colour}}}.c{index} .token{{fill:{colour}}}"
+        );
+    }
+    rules
 }
 
 fn draw_panel(
@@ -264,7 +301,7 @@ fn draw_panel(
         ] {
             let points: Vec<_> = line
                 .samples()
-                .map(|s| format!("{:.1},{:.1}", x(s.at_ms), y(value(s) as f64)))
+                .map(|s| format!("{:.1},{:.1}", x(s.at_ms), y(value(&s) as f64)))
                 .collect();
             let _ = writeln!(
                 svg,
@@ -282,7 +319,7 @@ fn draw_panel(
                     svg,
                     "<circle class=\"{class}\" cx=\"{:.1}\" cy=\"{:.1}\" r=\"{radius}\"/>",
                     x(at_ms),
-                    y(file_bytes_at(&line.run.rss, at_ms))
+                    y(sample_at(&line.run.rss, at_ms).file_bytes as f64)
                 );
             }
         }
@@ -302,7 +339,7 @@ fn legend(svg: &mut String, line: &Line<'_>, x: f64, y: f64) {
         svg,
         "<line class=\"file\" x1=\"{x:.1}\" x2=\"{x2:.1}\" y1=\"{y:.1}\" y2=\"{y:.1}\"/>\
          <text x=\"{text:.1}\" y=\"{base:.1}\">{label}</text>\
-         <text class=\"dim\" font-size=\"11\" x=\"{text:.1}\" y=\"{below:.1}\">{loaded}, token {token}</text>",
+         <text class=\"dim\" font-size=\"11\" x=\"{text:.1}\" y=\"{below:.1}\">load {loaded}, token {token}</text>",
         x2 = x + 18.0,
         text = x + 24.0,
         base = y + 4.0,
@@ -380,19 +417,27 @@ fn ticks(max: f64, count: usize) -> Vec<f64> {
         .collect()
 }
 
-/// The file pages at a time, linear between the samples around it.
-fn file_bytes_at(samples: &[Sample], at_ms: f64) -> f64 {
+/// The memory at a time, linear between the samples around it.
+fn sample_at(samples: &[Sample], at_ms: f64) -> Sample {
     let after = samples.partition_point(|sample| sample.at_ms < at_ms);
-    match (
-        after.checked_sub(1).and_then(|i| samples.get(i)),
-        samples.get(after),
-    ) {
-        (Some(a), Some(b)) if b.at_ms > a.at_ms => {
+    let before = after.checked_sub(1).and_then(|index| samples.get(index));
+    match (before, samples.get(after)) {
+        (Some(a), Some(b)) => {
             let share = (at_ms - a.at_ms) / (b.at_ms - a.at_ms);
-            a.file_bytes as f64 + share * (b.file_bytes as f64 - a.file_bytes as f64)
+            let between =
+                |a: u64, b: u64| (a as f64 + share * (b as f64 - a as f64)).round() as u64;
+            Sample {
+                at_ms,
+                file_bytes: between(a.file_bytes, b.file_bytes),
+                anon_bytes: between(a.anon_bytes, b.anon_bytes),
+            }
         }
-        (_, Some(sample)) | (Some(sample), None) => sample.file_bytes as f64,
-        (None, None) => 0.0,
+        (Some(nearest), None) | (None, Some(nearest)) => Sample { at_ms, ..*nearest },
+        (None, None) => Sample {
+            at_ms,
+            file_bytes: 0,
+            anon_bytes: 0,
+        },
     }
 }
 
@@ -487,8 +532,15 @@ mod tests {
     #[test]
     fn marks_lie_on_the_line() {
         let samples: Vec<Sample> = [(0.0, 0, 0), (10.0, 100, 0)].map(Sample::from).to_vec();
-        assert_eq!(file_bytes_at(&samples, 5.0), 50.0);
-        assert_eq!(file_bytes_at(&samples, 20.0), 100.0);
-        assert_eq!(file_bytes_at(&[], 1.0), 0.0);
+        assert_eq!(sample_at(&samples, 5.0).file_bytes, 50);
+        assert_eq!(
+            sample_at(&samples, 20.0),
+            Sample {
+                at_ms: 20.0,
+                file_bytes: 100,
+                anon_bytes: 0
+            }
+        );
+        assert_eq!(sample_at(&[], 1.0).file_bytes, 0);
     }
 }

@@ -32,7 +32,10 @@ pub(crate) fn header(report: &Report) -> String {
             ),
             format!(
                 "llama.cpp {} (ggml {}), patches {}, {}",
-                build.llama_build, build.ggml_version, build.patch_set_digest, build.cpu_features
+                build.llama_build,
+                build.ggml_version,
+                build.patch_set_digest,
+                short_features(&build.cpu_features)
             ),
         ),
         None => (String::new(), "unknown, no run was completed".to_string()),
@@ -90,6 +93,19 @@ pub(crate) fn header(report: &Report) -> String {
             .map_or("none".into(), format_bytes))
     ));
     lines.iter().map(|line| format!("- {line}\n")).collect()
+}
+
+/// `AVX2 FMA` of llama.cpp's `CPU : AVX2 = 1 | FMA = 1 | `.
+fn short_features(text: &str) -> String {
+    let names: Vec<_> = text
+        .split([':', '|'])
+        .filter_map(|part| part.trim().strip_suffix(" = 1"))
+        .collect();
+    if names.is_empty() {
+        text.trim().to_string()
+    } else {
+        names.join(" ")
+    }
 }
 
 /// The distinct values of a property of the rows, in their order.
@@ -519,6 +535,15 @@ mod tests {
         ] {
             assert!(text.contains(fact), "{fact}: {text}");
         }
+    }
+
+    #[test]
+    fn cpu_features_are_named_once() {
+        assert_eq!(
+            short_features("CPU : AVX2 = 1 | FMA = 1 | OPENMP = 1 | "),
+            "AVX2 FMA OPENMP"
+        );
+        assert_eq!(short_features("AVX2"), "AVX2");
     }
 
     #[test]
