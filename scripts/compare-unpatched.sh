@@ -8,14 +8,12 @@ n_predict=24
 prompts=("The capital of Germany is" "Once upon a time, in a small town by the sea," "fn main() {")
 
 target=${CARGO_TARGET_DIR:-target}
-mkdir -p "$target"
-out=${LLAMA_SYS_BUILD_DIR:-$(cd "$target" && pwd)/llama.cpp}
 models=$(scripts/fetch-models.sh --path)
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 
 cargo build --quiet --locked --bin faultline
-reference=$(cargo run --quiet --locked -p llama-build -- reference --unpatched --out "$out" --source tests/cpp/reference.cpp)
+reference=$(scripts/native.sh --unpatched tests/cpp/reference.cpp)
 
 compared=0 different=0
 for name in smollm2-135m qwen2.5-coder-0.5b; do

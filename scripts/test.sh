@@ -47,16 +47,19 @@ step_patches() { cargo run --quiet --locked -p llama-build -- check-patches; }
 
 step_clippy() { cargo clippy --quiet --locked --workspace --all-targets -- -D warnings; }
 
-step_test() { cargo test --locked --workspace; }
+# Tests of llama-rs compare logits with a program that is built against the unpatched source.
+step_test() {
+    FAULTLINE_REFERENCE=$(scripts/native.sh --unpatched tests/cpp/reference.cpp)
+    export FAULTLINE_REFERENCE
+    cargo test --locked --workspace
+}
 
 step_doc() { RUSTDOCFLAGS="-D warnings" cargo doc --quiet --locked --workspace --no-deps --document-private-items; }
 
 step_cpp() {
-    if [[ -x tests/cpp/run.sh ]]; then
-        tests/cpp/run.sh
-    else
-        echo "skipped: there is no tests/cpp/run.sh"
-    fi
+    local program
+    program=$(scripts/native.sh --patched tests/cpp/lazy_kernels.cpp)
+    "$program"
 }
 
 step_unpatched() { scripts/compare-unpatched.sh; }
