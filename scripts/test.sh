@@ -54,7 +54,7 @@ step_test() {
     cargo test --locked --workspace
 }
 
-step_doc() { RUSTDOCFLAGS="-D warnings" cargo doc --quiet --locked --workspace --no-deps --document-private-items; }
+step_doc() { RUSTDOCFLAGS="-D warnings" cargo doc --quiet --locked --workspace --no-deps; }
 
 step_cpp() {
     local program
