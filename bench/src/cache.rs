@@ -24,10 +24,30 @@ pub(crate) struct Prepared {
     pub(crate) method: &'static str,
 }
 
+/// How often a state is tried: another process may read or drop the same files in the meantime.
+const ATTEMPTS: usize = 3;
+
 /// Empties the page cache of `files`: first by asking for these files alone, then, where pages remain and the system
 /// permits it, by dropping all clean pages of the machine. Whether nothing remained is for the caller to judge: a file
 /// that another process has mapped or locked, or on a file system in memory, keeps its pages.
 pub(crate) fn make_cold(files: &[PathBuf]) -> Result<Prepared> {
+    for _ in 0..ATTEMPTS {
+        drop_pages(files)?;
+        if resident(files)? == 0 {
+            return Ok(Prepared {
+                resident_bytes: 0,
+                method: "fadvise",
+            });
+        }
+    }
+    let dropped = fs::write("/proc/sys/vm/drop_caches", "1").is_ok();
+    Ok(Prepared {
+        resident_bytes: resident(files)?,
+        method: if dropped { "drop_caches" } else { "fadvise" },
+    })
+}
+
+fn drop_pages(files: &[PathBuf]) -> Result<()> {
     for path in files {
         let file = File::open(path).with_context(|| path.display().to_string())?;
         // Dirty pages cannot be dropped; a model that was just generated may have some.
@@ -36,47 +56,54 @@ pub(crate) fn make_cold(files: &[PathBuf]) -> Result<Prepared> {
         rustix::fs::fadvise(&file, 0, None, Advice::DontNeed)
             .with_context(|| format!("{}: its pages cannot be dropped", path.display()))?;
     }
-    let mut prepared = Prepared {
-        resident_bytes: resident(files)?,
-        method: "fadvise",
-    };
-    if prepared.resident_bytes > 0 && fs::write("/proc/sys/vm/drop_caches", "1").is_ok() {
-        prepared = Prepared {
-            resident_bytes: resident(files)?,
-            method: "drop_caches",
-        };
-    }
-    Ok(prepared)
+    Ok(())
 }
 
-/// Fills the page cache with `files` and verifies that every byte stayed.
+/// Fills the page cache with `files` and verifies that every byte stayed. What is there is dropped first: the size of
+/// the page cache's folios depends on how a file was read, and with it the speed of computing from it, so that pages left
+/// by a run with another way of loading would make warm rows unequal.
 pub(crate) fn make_warm(files: &[PathBuf]) -> Result<Prepared> {
     let total = total_len(files)?;
+    drop_pages(files)?;
     let available = procfs::available_bytes().unwrap_or(u64::MAX);
-    let cached = resident(files)?;
-    // What is cached of the files already counts as available memory.
-    if total > available.max(cached) {
+    if total > available {
         bail!(
             "the model ({}) does not fit in the machine's free memory ({}), so it cannot be warm",
             format_bytes(total),
             format_bytes(available)
         );
     }
-    for path in files {
-        read_through(path)?;
+    let mut resident_bytes = 0;
+    for _ in 0..ATTEMPTS {
+        for path in files {
+            read_through(path)?;
+        }
+        resident_bytes = resident(files)?;
+        if resident_bytes == total {
+            return Ok(Prepared {
+                resident_bytes,
+                method: "read",
+            });
+        }
     }
+    bail!(
+        "only {} of the model's {} stayed in the page cache after reading it {ATTEMPTS} times",
+        format_bytes(resident_bytes),
+        format_bytes(total)
+    )
+}
+
+/// As [`make_warm`], for files that `make_warm` filled and that nothing but warm runs has used since: nothing is read if
+/// every byte is still there.
+pub(crate) fn keep_warm(files: &[PathBuf]) -> Result<Prepared> {
     let resident_bytes = resident(files)?;
-    if resident_bytes < total {
-        bail!(
-            "only {} of the model's {} stayed in the page cache after reading it",
-            format_bytes(resident_bytes),
-            format_bytes(total)
-        );
+    if resident_bytes == total_len(files)? {
+        return Ok(Prepared {
+            resident_bytes,
+            method: "kept",
+        });
     }
-    Ok(Prepared {
-        resident_bytes,
-        method: "read",
-    })
+    make_warm(files)
 }
 
 /// Reads `path` from its beginning to its end and returns the rate in bytes per second.
@@ -183,6 +210,9 @@ mod tests {
         }
         assert_eq!(make_cold(&paths).unwrap().resident_bytes, 0);
         assert_eq!(make_warm(&paths).unwrap().resident_bytes, 2_000_000);
+        assert_eq!(keep_warm(&paths).unwrap().method, "kept");
+        drop_pages(&paths[..1]).unwrap();
+        assert_eq!(keep_warm(&paths).unwrap().method, "read");
         assert_eq!(make_cold(&paths).unwrap().resident_bytes, 0);
     }
 

@@ -43,7 +43,7 @@ fn main() -> ExitCode {
     match run(cli) {
         Ok(code) => code,
         Err(error) if error.is::<Interrupted>() => {
-            eprintln!("interrupted");
+            eprintln!("{error:#}");
             ExitCode::from(EXIT_INTERRUPTED)
         }
         Err(error) => {

@@ -1,5 +1,6 @@
 //! A measurement: all rows, interleaved, with the machine prepared before each run and put back after it.
 
+use std::cell::Cell;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -116,6 +117,8 @@ struct Bench {
     device: Result<BlockDevice>,
     /// Where memory groups can be made, if a row has a budget.
     controller: Option<Result<Controller>>,
+    /// The readahead with which the page cache was filled, if nothing but warm runs has used it since.
+    filled_with: Cell<Option<Option<u64>>>,
 }
 
 /// What came of one attempt to run a row.
@@ -139,6 +142,7 @@ impl Bench {
             parts,
             device: BlockDevice::of_file(model),
             controller: with_budget.then(Controller::detect),
+            filled_with: Cell::new(None),
         })
     }
 
@@ -316,10 +320,17 @@ impl Bench {
             (Some(_), Some(Err(error))) => return Err(anyhow!("{error:#}")),
             (Some(_), None) => return Err(anyhow!("no memory controller was looked for")),
         };
+        let filled_with = self.filled_with.take();
         let page_cache = match row.cache {
             CacheState::Cold => cache::make_cold(&self.parts)?,
+            CacheState::Warm if filled_with == Some(row.readahead_bytes) => {
+                cache::keep_warm(&self.parts)?
+            }
             CacheState::Warm => cache::make_warm(&self.parts)?,
         };
+        if row.cache == CacheState::Warm {
+            self.filled_with.set(Some(row.readahead_bytes));
+        }
         Ok(Conditions {
             page_cache,
             group,

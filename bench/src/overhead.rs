@@ -30,12 +30,13 @@ pub(crate) fn run(args: &OverheadArgs) -> Result<()> {
         bail!("{}: no such program", args.llama_bench.display());
     }
     let timeout = Duration::from_secs(args.timeout);
+    cache::make_warm(&parts)?;
     let mut ours = Vec::new();
     let mut theirs = Vec::new();
     for pair in 0..args.pairs {
         // Whoever runs second finds the machine as the other left it, so the order alternates.
         for place in 0..2 {
-            cache::make_warm(&parts)?;
+            cache::keep_warm(&parts)?;
             if (pair + place) % 2 == 0 {
                 ours.push(Some(own_tokens_per_s(args, timeout)?));
             } else {
