@@ -75,7 +75,7 @@ pub(crate) struct RunArgs {
     /// Repetitions of every row
     #[arg(short, long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     repetitions: u32,
-    /// No page of the model in memory at the start [default]
+    /// No page of the model in memory at the start (the default)
     #[arg(long, group = "cache")]
     cold: bool,
     /// All pages of the model in memory at the start

@@ -51,7 +51,7 @@ pub(crate) struct RunRecord {
     pub(crate) kernel_status: Option<procfs::Status>,
     pub(crate) marks: Vec<Mark>,
     pub(crate) outcome: Option<Outcome>,
-    /// Resident memory over time: `[ms since process start, file bytes, anonymous bytes]`.
+    /// Resident memory over time: milliseconds since process start, file bytes, anonymous bytes.
     pub(crate) rss: Vec<Sample>,
 }
 
