@@ -17,6 +17,8 @@ pub(crate) struct Host {
     pub(crate) cpu: String,
     /// Cores that can be used, without their second hardware threads.
     pub(crate) cores: u32,
+    /// Processes that wanted a CPU in the minute before the bench began.
+    pub(crate) load_average: Option<f64>,
     pub(crate) memory_bytes: u64,
     /// Such as `Linux 6.18.44 x86_64`.
     pub(crate) kernel: String,
@@ -36,6 +38,7 @@ impl Host {
         Host {
             cpu: cpu_name(),
             cores: default_threads(),
+            load_average: procfs::load_average(),
             memory_bytes: procfs::total_bytes().unwrap_or(0),
             kernel: format!(
                 "{} {} {}",

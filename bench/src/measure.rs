@@ -46,6 +46,7 @@ pub(crate) fn run(args: &RunArgs) -> Result<ExitCode> {
     )?;
     let mut report = Report::new(bench.setup(&files), rows);
 
+    warn_of_competition(&report.setup.host);
     let measured = bench.measure(&mut report, &mut folder, args);
     // Whatever happened, what was measured is kept.
     if let Err(error) = folder.finish(&report) {
@@ -73,6 +74,16 @@ pub(crate) fn run(args: &RunArgs) -> Result<ExitCode> {
         }
     }
     exit_code(&report)
+}
+
+/// Worker threads that wait for each other lose far more than their share to whoever else computes.
+fn warn_of_competition(host: &Host) {
+    let busy_cores = f64::from(host.cores) / 2.0;
+    if let Some(load) = host.load_average.filter(|load| *load > busy_cores) {
+        eprintln!(
+            "warning: load average {load:.2}: other processes compete for the CPUs, speeds will vary"
+        );
+    }
 }
 
 fn exit_code(report: &Report) -> Result<ExitCode> {

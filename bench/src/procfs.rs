@@ -111,6 +111,16 @@ fn meminfo(key: &str) -> Option<u64> {
     value_of(&fs::read_to_string("/proc/meminfo").ok()?, key).map(|kib| kib * 1024)
 }
 
+/// Processes that wanted a CPU, averaged over the last minute.
+pub(crate) fn load_average() -> Option<f64> {
+    fs::read_to_string("/proc/loadavg")
+        .ok()?
+        .split_ascii_whitespace()
+        .next()?
+        .parse()
+        .ok()
+}
+
 /// Time that the host took from this virtual machine's CPUs since boot, in clock ticks (1/100 s).
 pub(crate) fn steal_ticks() -> Option<u64> {
     fs::read_to_string("/proc/stat")
@@ -173,6 +183,7 @@ mod tests {
         assert!(status(std::process::id()).unwrap().peak_bytes > 0);
         assert!(own_faults().0 > 0);
         assert!(total_bytes().unwrap() > 0 && available_bytes().unwrap() > 0);
+        assert!(load_average().unwrap() >= 0.0);
         let first = monotonic_ns();
         assert!(monotonic_ns() >= first);
     }

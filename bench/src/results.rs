@@ -306,6 +306,7 @@ pub(crate) mod tests {
             host: Host {
                 cpu: "CPU <&>".into(),
                 cores: 2,
+                load_average: Some(0.25),
                 memory_bytes: 24 << 30,
                 kernel: "Linux 6.18 x86_64".into(),
                 transparent_hugepages: "madvise".into(),

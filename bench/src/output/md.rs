@@ -68,12 +68,14 @@ pub(crate) fn header(report: &Report) -> String {
         distinct(report, |row| on_off(row.repack).to_string())
     ));
     lines.push(format!(
-        "machine: {}, {} cores, {} of memory, {}, transparent huge pages {}",
+        "machine: {}, {} cores, {} of memory, {}, transparent huge pages {}, load average {}",
         host.cpu,
         host.cores,
         format_bytes(host.memory_bytes),
         host.kernel,
-        host.transparent_hugepages
+        host.transparent_hugepages,
+        host.load_average
+            .map_or("unknown".into(), |load| format!("{load:.2}"))
     ));
     let device = match &host.device {
         Ok(name) => format!("device {name}, readahead {}", readaheads(report)),
