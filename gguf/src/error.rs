@@ -51,7 +51,11 @@ pub enum Error {
         version: u32,
     },
     /// The file was written for a machine of the other byte order.
-    #[error("{}: a big-endian GGUF file (version field {version:#010x}); only little-endian files are supported", path.display())]
+    #[error(
+        "{}: a big-endian GGUF file (version field {version:#010x}); \
+         only little-endian files are supported",
+        path.display()
+    )]
     BigEndian {
         /// The file.
         path: PathBuf,
@@ -59,7 +63,11 @@ pub enum Error {
         version: u32,
     },
     /// The file ends before something that its header announces.
-    #[error("{}: the file is cut short: {what} needs {needed} bytes at offset {offset}, but the file has {file_size}", path.display())]
+    #[error(
+        "{}: the file is cut short: {what} needs {needed} bytes at offset {offset}, \
+         but the file has {file_size}",
+        path.display()
+    )]
     Truncated {
         /// The file.
         path: PathBuf,
@@ -123,7 +131,10 @@ pub enum Error {
         count: u16,
     },
     /// The disk cannot hold the file. Nothing is left of it.
-    #[error("{}: not enough disk space: {needed_bytes} bytes are needed, {free_bytes} are free", path.display())]
+    #[error(
+        "{}: not enough disk space: {needed_bytes} bytes are needed, {free_bytes} are free",
+        path.display()
+    )]
     DiskFull {
         /// The file that was to be written.
         path: PathBuf,

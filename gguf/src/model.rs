@@ -167,7 +167,8 @@ fn split_prefix(first: &Gguf, path: &Path, count: u16) -> Result<PathBuf, Error>
     }
     strip(part).ok_or_else(|| {
         let problem = format!(
-            "is part 1 of {count}, but its name does not end with \"-00001-of-{count:05}.gguf\", so the other parts cannot be found"
+            "is part 1 of {count}, but its name does not end with \"-00001-of-{count:05}.gguf\", \
+             so the other parts cannot be found"
         );
         Error::split(path, problem)
     })

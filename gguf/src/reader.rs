@@ -529,7 +529,8 @@ fn place_tensors(
             .filter(|&end| end <= file_size);
         if end.is_none() {
             let problem = format!(
-                "its {} bytes at offset {} of the data (which starts at {data_offset}) reach beyond the file's {file_size} bytes: \
+                "its {} bytes at offset {} of the data (which starts at {data_offset}) \
+                 reach beyond the file's {file_size} bytes: \
                  the file is cut short or damaged",
                 t.size_bytes, t.offset
             );

@@ -10,6 +10,12 @@ use gguf::{
 };
 use proptest::prelude::*;
 
+/// A folder in memory where there is one: finished files are synced, and a busy disk takes its
+/// time.
+fn temporary() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm").unwrap_or_else(|_| tempfile::tempdir().unwrap())
+}
+
 /// Bytes that differ from tensor to tensor.
 fn data(tensor: usize, size: u64) -> Vec<u8> {
     (0..size)
@@ -96,7 +102,7 @@ proptest! {
         values in proptest::collection::vec(value(), 0..8),
         tensors in proptest::collection::vec((kind(), 1u64..4, proptest::collection::vec(1u64..4, 0..4)), 0..6),
     ) {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = temporary();
         let path = folder.path().join("a.gguf");
         let mut layout = Layout::new();
         if let Some(alignment) = alignment {
@@ -134,7 +140,7 @@ proptest! {
 
 #[test]
 fn pieces_may_come_in_any_order() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = temporary();
     let (straight, mixed) = (folder.path().join("a"), folder.path().join("b"));
     write(&straight, model(false)).unwrap();
     let writer = GgufWriter::create(&mixed, model(false)).unwrap();
@@ -150,7 +156,7 @@ fn pieces_may_come_in_any_order() {
 
 #[test]
 fn an_unfinished_file_never_shows() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = temporary();
     let path = folder.path().join("a.gguf");
     fs::write(&path, "what was there").unwrap();
     drop(GgufWriter::create(&path, model(false)).unwrap());
@@ -185,7 +191,7 @@ fn the_writer_refuses_what_no_reader_takes() {
     assert!(layout.tensor("x", GgmlType(4), &[32]).is_err());
     assert!(layout.tensor("x", GgmlType::F32, &[u64::MAX, 2]).is_err());
 
-    let folder = tempfile::tempdir().unwrap();
+    let folder = temporary();
     let writer = GgufWriter::create(&folder.path().join("a"), model(false)).unwrap();
     assert!(writer.write_at(0, 250, &[0; 7]).is_err());
     assert!(writer.write_at(0, u64::MAX, &[0; 7]).is_err());
@@ -194,7 +200,7 @@ fn the_writer_refuses_what_no_reader_takes() {
 
 #[test]
 fn footprint_follows_the_rule() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = temporary();
     let path = folder.path().join("a.gguf");
     let (embedding, attention, experts, output) = (32 * 4 * 2, 3 * 32 * 5 * 4, 3 * 17 * 12, 34 * 4);
     for tied in [true, false] {
@@ -220,7 +226,7 @@ fn footprint_follows_the_rule() {
 
 #[test]
 fn a_split_set_is_the_same_model() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = temporary();
     let path = folder.path().join("a.gguf");
     write(&path, model(false)).unwrap();
     let whole = ModelFiles::open(&path).unwrap();
@@ -256,7 +262,7 @@ fn a_split_set_is_the_same_model() {
 
 #[test]
 fn wrong_sets_are_refused() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = temporary();
     let path = folder.path().join("a.gguf");
     write(&path, model(false)).unwrap();
     let whole = ModelFiles::open(&path).unwrap();
@@ -312,7 +318,7 @@ fn wrong_sets_are_refused() {
 
 #[test]
 fn parts_with_the_wrong_tensors_are_refused() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = temporary();
     let prefix = folder.path().join("s");
     let part = |number: u16, name: &str, total: Value| {
         let mut layout = Layout::new();
@@ -359,7 +365,7 @@ impl Read for Failing {
 
 #[test]
 fn a_source_that_fails_leaves_nothing() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = temporary();
     let path = folder.path().join("a.gguf");
     let mut layout = Layout::new();
     layout.tensor("big", GgmlType::F32, &[1 << 20]).unwrap();

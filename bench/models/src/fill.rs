@@ -393,3 +393,191 @@ fn negative_quants(kind: Kind, block: &mut [u8]) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// 6-bit scale and minimum of sub-block `j` of a Q4_K block.
+    fn scale_min(scales: &[u8], j: usize) -> (f32, f32) {
+        let (scale, min) = match j {
+            0..4 => (scales[j] & 63, scales[j + 4] & 63),
+            _ => (
+                scales[j + 4] & 15 | scales[j - 4] >> 6 << 4,
+                scales[j + 4] >> 4 | scales[j] >> 6 << 4,
+            ),
+        };
+        (f32::from(scale), f32::from(min))
+    }
+
+    fn half_at(bytes: &[u8], at: usize) -> f32 {
+        f16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f32()
+    }
+
+    /// The numbers that a row's bytes stand for, by ggml's rules.
+    fn decode(ggml_type: GgmlType, row: &[u8]) -> Vec<f32> {
+        let blocks = row.chunks_exact(ggml_type.block_bytes().unwrap() as usize);
+        let low_high = |bytes: &[u8]| -> Vec<u8> {
+            bytes
+                .iter()
+                .map(|b| b & 15)
+                .chain(bytes.iter().map(|b| b >> 4))
+                .collect()
+        };
+        let decode_block = |b: &[u8]| -> Vec<f32> {
+            match ggml_type {
+                GgmlType::F32 => vec![f32::from_le_bytes([b[0], b[1], b[2], b[3]])],
+                GgmlType::F16 => vec![half_at(b, 0)],
+                GgmlType::MXFP4 => {
+                    const VALUES: [f32; 8] = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0];
+                    let scale = 2f32.powi(i32::from(b[0]) - 127);
+                    let value = |q: u8| {
+                        let v = scale * VALUES[usize::from(q & 7)];
+                        if q & 8 == 0 { v } else { -v }
+                    };
+                    low_high(&b[1..]).into_iter().map(value).collect()
+                }
+                GgmlType::Q4_0 => {
+                    let value = |q: u8| half_at(b, 0) * (f32::from(q) - 8.0);
+                    low_high(&b[2..]).into_iter().map(value).collect()
+                }
+                GgmlType::Q5_0 => {
+                    let high = u32::from_le_bytes([b[2], b[3], b[4], b[5]]);
+                    let value = |(i, q): (usize, u8)| {
+                        let q = u32::from(q) | (high >> i & 1) << 4;
+                        half_at(b, 0) * (q as f32 - 16.0)
+                    };
+                    low_high(&b[6..])
+                        .into_iter()
+                        .enumerate()
+                        .map(value)
+                        .collect()
+                }
+                GgmlType::Q8_0 => b[2..]
+                    .iter()
+                    .map(|&q| half_at(b, 0) * f32::from(q as i8))
+                    .collect(),
+                GgmlType::Q4_K => (0..256)
+                    .map(|i| {
+                        let (scale, min) = scale_min(&b[4..16], i / 32);
+                        let byte = b[16 + i / 64 * 32 + i % 32];
+                        let q = if i / 32 % 2 == 0 {
+                            byte & 15
+                        } else {
+                            byte >> 4
+                        };
+                        half_at(b, 0) * scale * f32::from(q) - half_at(b, 2) * min
+                    })
+                    .collect(),
+                GgmlType::Q6_K => (0..256)
+                    .map(|i| {
+                        let (n, quarter, l) = (i / 128, i % 128 / 32, i % 32);
+                        let low = b[64 * n + 32 * (quarter % 2) + l] >> (4 * (quarter / 2)) & 15;
+                        let high = b[128 + 32 * n + l] >> (2 * quarter) & 3;
+                        let scale = f32::from(b[192 + 8 * n + 2 * quarter + l / 16] as i8);
+                        half_at(b, 208) * scale * (f32::from(high << 4 | low) - 32.0)
+                    })
+                    .collect(),
+                other => panic!("{other}"),
+            }
+        };
+        blocks.flat_map(decode_block).collect()
+    }
+
+    const TYPES: [GgmlType; 8] = [
+        GgmlType::F32,
+        GgmlType::F16,
+        GgmlType::MXFP4,
+        GgmlType::Q4_0,
+        GgmlType::Q5_0,
+        GgmlType::Q8_0,
+        GgmlType::Q4_K,
+        GgmlType::Q6_K,
+    ];
+
+    /// Rows of 1024 elements, decoded, divided into the bias channels and the others.
+    fn rows(ggml_type: GgmlType, style: RowStyle) -> (Vec<f32>, Vec<f32>) {
+        let maker = RowMaker::new(ggml_type, style).unwrap();
+        let mut rng = Rng::new(7, "test", 0);
+        let mut bytes = vec![0; ggml_type.row_bytes(1024).unwrap() as usize];
+        let (mut first, mut rest): (Vec<f32>, Vec<f32>) = (Vec::new(), Vec::new());
+        for _ in 0..200 {
+            maker.make(&mut bytes, &mut rng);
+            let values = decode(ggml_type, &bytes);
+            assert_eq!(values.len(), 1024);
+            first.extend(&values[..BIAS_CHANNELS]);
+            rest.extend(&values[BIAS_CHANNELS..]);
+        }
+        assert!(first.iter().chain(&rest).all(|v| v.is_finite()));
+        (first, rest)
+    }
+
+    fn mean_rms(values: &[f32]) -> (f32, f32) {
+        let n = values.len() as f32;
+        let mean = values.iter().sum::<f32>() / n;
+        (mean, (values.iter().map(|v| v * v).sum::<f32>() / n).sqrt())
+    }
+
+    #[test]
+    fn noise_has_the_wanted_size_and_no_mean() {
+        for ggml_type in TYPES {
+            for wanted in [0.003, 0.02, 1.0] {
+                let (first, rest) = rows(ggml_type, RowStyle::noise(wanted));
+                for values in [first, rest] {
+                    let (mean, rms) = mean_rms(&values);
+                    assert!(
+                        (rms / wanted - 1.0).abs() < 0.04,
+                        "{ggml_type}: {rms} for {wanted}"
+                    );
+                    assert!(
+                        mean.abs() < 0.04 * wanted,
+                        "{ggml_type}: mean {mean} for {wanted}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn bias_channels_follow_their_own_rule() {
+        for ggml_type in TYPES {
+            let positive = RowStyle {
+                first: Style::Positive(2.0),
+                rest_rms: 1.0,
+            };
+            let (first, rest) = rows(ggml_type, positive);
+            assert!(first.iter().all(|&v| v >= 0.0), "{ggml_type}");
+            assert!(
+                mean_rms(&first).0 > 0.7,
+                "{ggml_type}: {:?}",
+                mean_rms(&first)
+            );
+            assert!(
+                mean_rms(&rest).0.abs() < 0.04,
+                "{ggml_type}: {:?}",
+                mean_rms(&rest)
+            );
+
+            let negative = RowStyle {
+                first: Style::Negative(-1.0),
+                rest_rms: 0.002,
+            };
+            let (first, rest) = rows(ggml_type, negative);
+            assert!(
+                first.iter().all(|&v| (v + 1.0).abs() < 0.01),
+                "{ggml_type}: {first:?}"
+            );
+            assert!(
+                mean_rms(&rest).1 < 0.01,
+                "{ggml_type}: {:?}",
+                mean_rms(&rest)
+            );
+        }
+    }
+
+    #[test]
+    fn other_types_are_refused() {
+        let error = RowMaker::new(GgmlType(16), RowStyle::noise(1.0)).unwrap_err();
+        assert_eq!(error.to_string(), "cannot generate tensors of type iq2_xxs");
+    }
+}

@@ -11,6 +11,7 @@ use crate::Error;
 use crate::fill::{BIAS_CHANNELS, RowMaker, RowStyle};
 use crate::plan::{Fill, Plan, is_spoken_row};
 use crate::rng::Rng;
+use crate::topics::{self, Topics};
 
 /// Pieces are whole rows of about this many bytes.
 const PIECE_BYTES: u64 = 1 << 20;
@@ -29,8 +30,23 @@ struct Job<'a> {
 /// What a job does for each row.
 enum Work<'a> {
     Rows(RowMaker),
-    Vocabulary { spoken: RowMaker, silent: RowMaker },
-    Router { noise: RowMaker, lifts: &'a [f32] },
+    Vocabulary {
+        spoken: RowMaker,
+        silent: RowMaker,
+    },
+    Router {
+        noise: RowMaker,
+        lifts: &'a [f32],
+    },
+    TopicEmbedding {
+        noise: RowMaker,
+        topics: Topics,
+    },
+    TopicOutput {
+        spoken: RowMaker,
+        silent: RowMaker,
+        topics: Topics,
+    },
     Values(&'a [f32]),
 }
 
@@ -52,6 +68,15 @@ impl Job<'_> {
                     spoken.make(bytes, &mut rng);
                 }
                 Work::Vocabulary { silent, .. } => silent.make(bytes, &mut rng),
+                Work::TopicEmbedding { noise, topics } => {
+                    noise.make(bytes, &mut rng);
+                    topics.replace_half(row, bytes);
+                }
+                Work::TopicOutput { spoken, topics, .. } if is_spoken_row(row) => {
+                    spoken.make(bytes, &mut rng);
+                    topics.add_to_half(row, bytes);
+                }
+                Work::TopicOutput { silent, .. } => silent.make(bytes, &mut rng),
                 Work::Router { noise, lifts } => {
                     noise.make(bytes, &mut rng);
                     lift(bytes, lifts[row as usize]);
@@ -86,7 +111,7 @@ pub(crate) fn write(
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<(), Error> {
     let writer = GgufWriter::create(path, plan.layout.clone())?;
-    let jobs = jobs(plan, writer.tensors())?;
+    let jobs = jobs(plan, writer.tensors(), seed)?;
     let n_pieces = jobs.last().map_or(0, |job| job.first_piece + job.pieces());
     let total_bytes: u64 = writer.tensors().iter().map(|t| t.size_bytes).sum();
     progress(0, total_bytes);
@@ -136,7 +161,7 @@ pub(crate) fn write(
     Ok(writer.finish()?)
 }
 
-fn jobs<'a>(plan: &'a Plan, tensors: &'a [TensorInfo]) -> Result<Vec<Job<'a>>, Error> {
+fn jobs<'a>(plan: &'a Plan, tensors: &'a [TensorInfo], seed: u64) -> Result<Vec<Job<'a>>, Error> {
     let mut first_piece = 0;
     let mut jobs = Vec::with_capacity(tensors.len());
     for (info, fill) in tensors.iter().zip(&plan.fills) {
@@ -146,6 +171,19 @@ fn jobs<'a>(plan: &'a Plan, tensors: &'a [TensorInfo]) -> Result<Vec<Job<'a>>, E
             Fill::Vocabulary { spoken, silent } => Work::Vocabulary {
                 spoken: maker(*spoken)?,
                 silent: maker(*silent)?,
+            },
+            Fill::TopicEmbedding(style) => Work::TopicEmbedding {
+                noise: maker(*style)?,
+                topics: Topics::new(seed, info.dims[0], topics::VECTOR_RMS),
+            },
+            Fill::TopicOutput {
+                spoken,
+                silent,
+                lean_rms,
+            } => Work::TopicOutput {
+                spoken: maker(*spoken)?,
+                silent: maker(*silent)?,
+                topics: Topics::new(seed, info.dims[0], *lean_rms),
             },
             Fill::Router { rms, lifts } => Work::Router {
                 noise: maker(RowStyle::noise(*rms))?,
@@ -167,4 +205,34 @@ fn jobs<'a>(plan: &'a Plan, tensors: &'a [TensorInfo]) -> Result<Vec<Job<'a>>, E
         first_piece += rows.div_ceil(rows_per_piece);
     }
     Ok(jobs)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use crate::Shape;
+
+    /// A folder in memory where there is one: finished files are synced, and a busy disk takes its
+    /// time.
+    fn temporary() -> tempfile::TempDir {
+        tempfile::tempdir_in("/dev/shm").unwrap_or_else(|_| tempfile::tempdir().unwrap())
+    }
+
+    #[test]
+    fn the_number_of_threads_does_not_matter() {
+        let folder = temporary();
+        for name in ["tiny-gpt-oss", "tiny-qwen3moe"] {
+            let shape = Shape::by_name(name).unwrap();
+            let written = [1, 2, 7].map(|threads| {
+                let path = folder.path().join(format!("{threads}.gguf"));
+                super::write(shape.plan(), &path, 3, threads, &mut |_, _| ()).unwrap();
+                fs::read(path).unwrap()
+            });
+            assert!(
+                written[0] == written[1] && written[0] == written[2],
+                "{name}"
+            );
+        }
+    }
 }

@@ -19,6 +19,7 @@ mod rng;
 mod routing;
 mod shape;
 mod tokenizer;
+mod topics;
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -3,17 +3,26 @@
 use gguf::{GgmlType, Layout, Value};
 
 use crate::Error;
-use crate::fill::{RowStyle, Style};
+use crate::fill::{BIAS_CHANNELS, RowStyle, Style};
 use crate::rng::{BELL_ENTRIES, Rng, bell};
-use crate::tokenizer;
+use crate::{tokenizer, topics};
 
-/// What a tensor is filled with. All but the last are random and follow the seed.
+/// What a tensor is filled with. All but `Values` are random and follow the seed.
 #[derive(Clone, Debug)]
 pub(crate) enum Fill {
     /// The same style in every row.
     Rows(RowStyle),
     /// Rows of a vocabulary: one style for tokens that may be generated, one for the others.
     Vocabulary { spoken: RowStyle, silent: RowStyle },
+    /// F16 rows of noise whose second half is the vector of the token's topic.
+    TopicEmbedding(RowStyle),
+    /// As `Vocabulary` in F16; the second half of spoken rows leans towards the token's topic, with
+    /// this root mean square.
+    TopicOutput {
+        spoken: RowStyle,
+        silent: RowStyle,
+        lean_rms: f32,
+    },
     /// F32 rows of noise, one for each expert; its number is added to the bias channels.
     Router { rms: f32, lifts: Vec<f32> },
     /// These F32 numbers.
@@ -96,6 +105,44 @@ impl Plan {
         self.tensor(name, GgmlType::F32, &[length], Fill::Values(values))
     }
 
+    /// The weight of a norm before attention or experts: numbers around 1, 0 for the bias channels,
+    /// which are the output's business alone, and around `topic_gain` for the half that carries the
+    /// topic.
+    pub(crate) fn inner_norm(
+        &mut self,
+        name: &str,
+        length: u64,
+        topic_gain: f32,
+    ) -> Result<(), Error> {
+        let mut values = around(name, length, 1.0, 0.1);
+        values[..BIAS_CHANNELS].fill(0.0);
+        values[length as usize / 2..]
+            .iter_mut()
+            .for_each(|v| *v *= topic_gain);
+        self.tensor(name, GgmlType::F32, &[length], Fill::Values(values))
+    }
+
+    /// Embedding and output in F16 for tokens that have topics; see [`crate::topics`].
+    pub(crate) fn topic_embedding(&mut self, n_embd: u64, n_vocab: u64) -> Result<(), Error> {
+        let dims = [n_embd, n_vocab];
+        self.tensor(
+            "token_embd.weight",
+            GgmlType::F16,
+            &dims,
+            Fill::TopicEmbedding(EMBEDDED),
+        )
+    }
+
+    /// The output that belongs to [`Plan::topic_embedding`].
+    pub(crate) fn topic_output(&mut self, n_embd: u64, n_vocab: u64) -> Result<(), Error> {
+        let fill = Fill::TopicOutput {
+            spoken: RowStyle::noise(LOGIT_RMS * unit(n_embd)),
+            silent: SILENT,
+            lean_rms: topics::LEAN * unit(n_embd),
+        };
+        self.tensor("output.weight", GgmlType::F16, &[n_embd, n_vocab], fill)
+    }
+
     /// The embedding of a model whose output has its own tensor.
     pub(crate) fn embedding(
         &mut self,
@@ -103,28 +150,23 @@ impl Plan {
         n_embd: u64,
         n_vocab: u64,
     ) -> Result<(), Error> {
-        let style = RowStyle {
-            first: Style::Positive(2.0),
-            rest_rms: 1.0,
-        };
         self.tensor(
             "token_embd.weight",
             ggml_type,
             &[n_embd, n_vocab],
-            Fill::Rows(style),
+            Fill::Rows(EMBEDDED),
         )
     }
 
-    /// The output: `logit_rms` is the spread of the logits of tokens that may be generated.
+    /// The output of a model whose tokens have no topics.
     pub(crate) fn output(
         &mut self,
         ggml_type: GgmlType,
         n_embd: u64,
         n_vocab: u64,
-        logit_rms: f32,
     ) -> Result<(), Error> {
         let fill = Fill::Vocabulary {
-            spoken: RowStyle::noise(logit_rms * unit(n_embd)),
+            spoken: RowStyle::noise(LOGIT_RMS * unit(n_embd)),
             silent: SILENT,
         };
         self.tensor("output.weight", ggml_type, &[n_embd, n_vocab], fill)
@@ -137,12 +179,8 @@ impl Plan {
         n_embd: u64,
         n_vocab: u64,
     ) -> Result<(), Error> {
-        let spoken = RowStyle {
-            first: Style::Positive(2.0),
-            rest_rms: 1.0,
-        };
         let fill = Fill::Vocabulary {
-            spoken,
+            spoken: EMBEDDED,
             silent: SILENT,
         };
         self.tensor("token_embd.weight", ggml_type, &[n_embd, n_vocab], fill)
@@ -157,7 +195,7 @@ impl Plan {
             .into_iter()
             .enumerate()
             .map(|(i, v)| {
-                if i >= crate::fill::BIAS_CHANNELS && rng.next() & 1 == 1 {
+                if i >= BIAS_CHANNELS && rng.next() & 1 == 1 {
                     -v
                 } else {
                     v
@@ -169,6 +207,15 @@ impl Plan {
         self.tensor(name, GgmlType::F32, &[length], Fill::Values(values))
     }
 }
+
+/// Rows of embeddings.
+const EMBEDDED: RowStyle = RowStyle {
+    first: Style::Positive(2.0),
+    rest_rms: 1.0,
+};
+
+/// Spread of the logits of tokens that may be generated.
+const LOGIT_RMS: f32 = 2.5;
 
 /// Rows of tokens that are never generated.
 const SILENT: RowStyle = RowStyle {

@@ -105,7 +105,7 @@ impl DeepSeek2 {
             Types::Q4KM => GgmlType::Q6_K,
             Types::Experts(_) => GgmlType::F16,
         };
-        plan.output(output, self.n_embd, self.vocab, 2.5)?;
+        plan.output(output, self.n_embd, self.vocab)?;
         Ok(plan)
     }
 

@@ -5,7 +5,7 @@ use gguf::GgmlType;
 
 use crate::Error;
 use crate::arch::file_type;
-use crate::plan::{Fill, Plan};
+use crate::plan::{Fill, Plan, around};
 use crate::{routing, tokenizer};
 
 /// Width of an attention head.
@@ -72,13 +72,13 @@ impl GptOss {
         let mut plan = Plan::new("gpt-oss", self.name, file_type(self.expert_type))?;
         self.metadata(&mut plan)?;
         tokenizer::write(&mut plan.layout, self.vocab as u32)?;
-        plan.embedding(GgmlType::F16, self.n_embd, self.vocab)?;
+        plan.topic_embedding(self.n_embd, self.vocab)?;
         for layer in 0..self.layers {
             self.attention(&mut plan, layer)?;
             self.experts(&mut plan, layer)?;
         }
         plan.norm("output_norm.weight", self.n_embd)?;
-        plan.output(GgmlType::F16, self.n_embd, self.vocab, 2.5)?;
+        plan.topic_output(self.n_embd, self.vocab)?;
         Ok(plan)
     }
 
@@ -105,7 +105,7 @@ impl GptOss {
     fn attention(&self, plan: &mut Plan, layer: u64) -> Result<(), Error> {
         let name = |tensor: &str| format!("blk.{layer}.{tensor}");
         let (q, kv) = (self.n_head * HEAD, self.n_head_kv * HEAD);
-        plan.norm(&name("attn_norm.weight"), self.n_embd)?;
+        plan.inner_norm(&name("attn_norm.weight"), self.n_embd, 1.0)?;
         for (tensor, length, gain) in [("attn_q", q, 1.5), ("attn_k", kv, 1.0), ("attn_v", kv, 1.0)]
         {
             let dims = [self.n_embd, length];
@@ -115,17 +115,18 @@ impl GptOss {
                 &dims,
                 gain,
             )?;
-            plan.noise(&name(&format!("{tensor}.bias")), &[length], 0.1)?;
+            plan.noise(&name(&format!("{tensor}.bias")), &[length], 0.02)?;
         }
         plan.weight(
             &name("attn_output.weight"),
             GgmlType::F16,
             &[q, self.n_embd],
-            2.0,
+            0.5,
         )?;
         plan.noise(&name("attn_output.bias"), &[self.n_embd], 0.02)?;
         plan.noise(&name("attn_sinks.weight"), &[self.n_head], 1.0)?;
-        plan.norm(&name("post_attention_norm.weight"), self.n_embd)
+        let topic_gain = routing::router(layer, self.layers).topic_gain;
+        plan.inner_norm(&name("post_attention_norm.weight"), self.n_embd, topic_gain)
     }
 
     fn experts(&self, plan: &mut Plan, layer: u64) -> Result<(), Error> {
@@ -158,7 +159,12 @@ impl GptOss {
                 &dims,
                 1.0,
             )?;
-            plan.noise(&name(&format!("{tensor}.bias")), &[to, experts], 0.02)?;
+            // The activation multiplies the gate by the upper half plus 1. Without that 1 it has
+            // mean 0, and an expert does not add the same vector to every token that it serves.
+            let mean = if tensor == "ffn_up_exps" { -1.0 } else { 0.0 };
+            let bias = name(&format!("{tensor}.bias"));
+            let values = around(&bias, to * experts, mean, 0.02);
+            plan.tensor(&bias, GgmlType::F32, &[to, experts], Fill::Values(values))?;
         }
         Ok(())
     }

@@ -93,7 +93,7 @@ impl Llama {
             plan.scrambling_norm("output_norm.weight", self.n_embd)?;
         } else {
             plan.norm("output_norm.weight", self.n_embd)?;
-            plan.output(self.important(true), self.n_embd, self.vocab, 2.5)?;
+            plan.output(self.important(true), self.n_embd, self.vocab)?;
         }
         Ok(plan)
     }
@@ -116,7 +116,7 @@ impl Llama {
         plan.weight(&name("attn_q"), weight_type, &[n_embd, n_embd], 1.5)?;
         plan.weight(&name("attn_k"), weight_type, &[n_embd, kv], 1.0)?;
         plan.weight(&name("attn_v"), important, &[n_embd, kv], 1.0)?;
-        plan.weight(&name("attn_output"), weight_type, &[n_embd, n_embd], 2.0)?;
+        plan.weight(&name("attn_output"), weight_type, &[n_embd, n_embd], 0.7)?;
         plan.norm(&name("ffn_norm"), n_embd)?;
         plan.weight(&name("ffn_gate"), weight_type, &[n_embd, n_ff], 1.0)?;
         plan.weight(&name("ffn_up"), weight_type, &[n_embd, n_ff], 1.0)?;

@@ -83,7 +83,7 @@ impl Qwen3Moe {
             self.layer(&mut plan, layer)?;
         }
         plan.norm("output_norm.weight", self.n_embd)?;
-        plan.output(output, self.n_embd, self.vocab, 2.5)?;
+        plan.output(output, self.n_embd, self.vocab)?;
         Ok(plan)
     }
 
@@ -114,7 +114,7 @@ impl Qwen3Moe {
         plan.weight(&name("attn_k"), attention, &[n_embd, kv], 1.0)?;
         plan.norm(&name("attn_k_norm"), self.head)?;
         plan.weight(&name("attn_v"), values, &[n_embd, kv], 1.0)?;
-        plan.weight(&name("attn_output"), attention, &[q, n_embd], 2.0)?;
+        plan.weight(&name("attn_output"), attention, &[q, n_embd], 0.7)?;
         plan.norm(&name("ffn_norm"), n_embd)?;
         unbiased_router(plan, layer, self.layers, n_embd, experts)?;
         plan.weight(
