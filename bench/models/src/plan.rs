@@ -188,22 +188,19 @@ impl Plan {
 
     /// The last norm of a model with tied embeddings. A token's embedding is still in its hidden
     /// state; random signs keep the output from finding it again and saying the same token for
-    /// ever.
+    /// ever. The bias channels, positive in all of them, count little.
     pub(crate) fn scrambling_norm(&mut self, name: &str, length: u64) -> Result<(), Error> {
         let mut rng = Rng::new(0, name, 1);
-        let values = around(name, length, 1.0, 0.1)
-            .into_iter()
-            .enumerate()
-            .map(|(i, v)| {
-                if i >= BIAS_CHANNELS && rng.next() & 1 == 1 {
-                    -v
-                } else {
-                    v
-                }
-            })
+        let mut values = around(name, length, 1.0, 0.1);
+        for (i, value) in values.iter_mut().enumerate() {
             // Embeddings have mean square 1: this makes logits of mean square 4.
-            .map(|v| v * 2.0 * unit(length))
-            .collect();
+            *value *= 2.0 * unit(length);
+            if i < BIAS_CHANNELS {
+                *value *= 0.25;
+            } else if rng.next() & 1 == 1 {
+                *value = -*value;
+            }
+        }
         self.tensor(name, GgmlType::F32, &[length], Fill::Values(values))
     }
 }
