@@ -41,6 +41,7 @@ impl Backend {
     pub fn init() -> Backend {
         static INIT: Once = Once::new();
         INIT.call_once(|| {
+            crate::assertions::install();
             crate::logs::install();
             // SAFETY: called once, before any other function of the library except the log's.
             unsafe { sys::llama_backend_init() }

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use llama_sys as sys;
 
+use crate::assertions;
 use crate::batch::Batch;
 use crate::error::{Error, Result};
 use crate::inner::InnerContext;
@@ -76,7 +77,9 @@ impl<'model> Context<'model> {
         logs::clear_reasons();
         let mut context = std::ptr::null_mut();
         // SAFETY: the model is alive for 'model, which the result carries; `raw` holds no pointers.
-        let status = unsafe { sys::faultline_context_init(model.raw(), raw, &mut context) };
+        let status = assertions::as_errors(|| unsafe {
+            sys::faultline_context_init(model.raw(), raw, &mut context)
+        });
         // SAFETY: a context that llama.cpp returned is ours; a failed call leaves NULL.
         let inner = unsafe { InnerContext::from_raw(context) };
         let inner = match inner {
@@ -172,7 +175,9 @@ impl<'model> Context<'model> {
         let mut decoded = 0;
         // SAFETY: the context is alive and borrowed mutably; `raw_batch` borrows from `batch` and `seq_rows`, which
         // outlive the call, and llama_decode only reads it. Its contents were checked above.
-        let status = unsafe { sys::faultline_decode(self.inner.as_ptr(), raw_batch, &mut decoded) };
+        let status = assertions::as_aborts(|| unsafe {
+            sys::faultline_decode(self.inner.as_ptr(), raw_batch, &mut decoded)
+        });
         // A callback's failure is the cause of whatever llama.cpp reports, so it comes first.
         if let Some(error) = self
             .provider

@@ -36,6 +36,7 @@
 #![deny(missing_docs)]
 
 mod advise;
+mod assertions;
 mod backend;
 mod batch;
 mod chat;
@@ -55,6 +56,7 @@ mod shim;
 mod slices;
 mod utf8;
 mod vocab;
+mod warm;
 
 pub use advise::{Advise, AdviseCounters};
 pub use backend::{Backend, BuildInfo};

@@ -7,6 +7,7 @@ use std::path::Path;
 
 use llama_sys as sys;
 
+use crate::assertions;
 use crate::backend::Backend;
 use crate::error::{Error, Result};
 use crate::failure::FailureSlot;
@@ -17,6 +18,7 @@ use crate::params::{LoadMode, ModelParams, Prefetch};
 use crate::preflight;
 use crate::shim;
 use crate::vocab::Vocab;
+use crate::warm;
 
 /// The weights and the vocabulary of a model. Wraps `llama_model`.
 ///
@@ -223,7 +225,30 @@ struct Progress<F> {
     report: F,
     failure: FailureSlot,
     cancelled: bool,
+    /// The fraction that was reached before llama.cpp began.
+    start: f32,
 }
+
+impl<F: FnMut(f32) -> ControlFlow<()>> Progress<F> {
+    /// Reports a fraction of everything; whether to go on.
+    fn call(&mut self, fraction: f32) -> bool {
+        if self.cancelled || self.failure.is_set() {
+            return false;
+        }
+        let report = &mut self.report;
+        match self.failure.catch("progress callback", || report(fraction)) {
+            Some(ControlFlow::Continue(())) => true,
+            Some(ControlFlow::Break(())) => {
+                self.cancelled = true;
+                false
+            }
+            None => false,
+        }
+    }
+}
+
+/// The share of the progress that reading the dense tensors has.
+const WARM_SHARE: f32 = 0.9;
 
 unsafe extern "C" fn on_progress<F: FnMut(f32) -> ControlFlow<()>>(
     fraction: f32,
@@ -234,21 +259,8 @@ unsafe extern "C" fn on_progress<F: FnMut(f32) -> ControlFlow<()>>(
     let Some(progress) = (unsafe { user_data.cast::<Progress<F>>().as_mut() }) else {
         return false;
     };
-    if progress.cancelled || progress.failure.is_set() {
-        return false;
-    }
-    let report = &mut progress.report;
-    match progress
-        .failure
-        .catch("progress callback", || report(fraction))
-    {
-        Some(ControlFlow::Continue(())) => true,
-        Some(ControlFlow::Break(())) => {
-            progress.cancelled = true;
-            false
-        }
-        None => false,
-    }
+    let start = progress.start;
+    progress.call(start + fraction * (1.0 - start))
 }
 
 fn load_raw<F: FnMut(f32) -> ControlFlow<()>>(
@@ -273,7 +285,23 @@ fn load_raw<F: FnMut(f32) -> ControlFlow<()>>(
         report,
         failure: FailureSlot::new(),
         cancelled: false,
+        start: 0.0,
     };
+    if params.prefetch == Prefetch::Selective && !params.vocab_only {
+        let warmed = warm::dense(files, |fraction| {
+            match progress.call(fraction * WARM_SHARE) {
+                true => ControlFlow::Continue(()),
+                false => ControlFlow::Break(()),
+            }
+        });
+        if warmed.huge_bytes > 0 {
+            progress.start = WARM_SHARE;
+        }
+        tracing::debug!(
+            huge_bytes = warmed.huge_bytes,
+            "dense tensors in huge pages"
+        );
+    }
     // SAFETY: takes no arguments.
     let mut raw = unsafe { sys::llama_model_default_params() };
     raw.n_gpu_layers = 0;
@@ -297,9 +325,9 @@ fn load_raw<F: FnMut(f32) -> ControlFlow<()>>(
     let mut model = std::ptr::null_mut();
     // SAFETY: `raw_paths` holds NUL-terminated names that outlive the call; `progress` outlives the call and is used
     // only by it; the callback's type matches the user data.
-    let status = unsafe {
+    let status = assertions::as_errors(|| unsafe {
         sys::faultline_model_load(raw_paths.as_mut_ptr(), raw_paths.len(), raw, &mut model)
-    };
+    });
     // SAFETY: a model that llama.cpp returned is ours; a failed call leaves NULL.
     let inner = unsafe { InnerModel::from_raw(model) };
 

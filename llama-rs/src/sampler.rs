@@ -2,6 +2,7 @@
 
 use llama_sys as sys;
 
+use crate::assertions;
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::inner::InnerSampler;
@@ -57,9 +58,10 @@ impl Sampler {
         let mut token = 0;
         // SAFETY: the sampler is alive and used by this thread only (`&mut self`), as is the context, which is not Sync;
         // the row exists and at least one of its values is finite.
-        shim::check("llama_sampler_sample", unsafe {
+        let status = assertions::as_errors(|| unsafe {
             sys::faultline_sampler_sample(self.inner.as_ptr(), context.raw(), index, &mut token)
-        })?;
+        });
+        shim::check("llama_sampler_sample", status)?;
         Ok(Token(token))
     }
 

@@ -5,6 +5,7 @@ use std::marker::PhantomData;
 
 use llama_sys as sys;
 
+use crate::assertions;
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::shim;
@@ -97,7 +98,7 @@ impl<'model> Vocab<'model> {
             let mut count = 0;
             // SAFETY: the vocabulary is valid for 'model; `text` is readable for `text_len` bytes and `ids` writable
             // for `capacity` ids.
-            shim::check("llama_tokenize", unsafe {
+            let status = assertions::as_errors(|| unsafe {
                 sys::faultline_tokenize(
                     self.raw,
                     text.as_ptr().cast(),
@@ -108,7 +109,8 @@ impl<'model> Vocab<'model> {
                     parse_special,
                     &mut count,
                 )
-            })?;
+            });
+            shim::check("llama_tokenize", status)?;
             if count >= 0 {
                 ids.truncate(count as usize);
                 return Ok(ids.into_iter().map(Token).collect());
@@ -132,7 +134,7 @@ impl<'model> Vocab<'model> {
         for _ in 0..2 {
             let mut written = 0;
             // SAFETY: the vocabulary is valid for 'model and `bytes` is writable for its length.
-            let status = unsafe {
+            let status = assertions::as_errors(|| unsafe {
                 sys::faultline_token_to_piece(
                     self.raw,
                     token.0,
@@ -142,7 +144,7 @@ impl<'model> Vocab<'model> {
                     special,
                     &mut written,
                 )
-            };
+            });
             if shim::check("llama_token_to_piece", status).is_err() {
                 break;
             }

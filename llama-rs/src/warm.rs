@@ -32,11 +32,17 @@ pub(crate) struct Warmed {
 }
 
 /// Reads the dense tensors of `files` into the page cache. `progress` gets the fraction that is done, in `0.0..=1.0`.
-pub(crate) fn dense(files: &gguf::ModelFiles, mut progress: impl FnMut(f32) -> ControlFlow<()>) -> Warmed {
+pub(crate) fn dense(
+    files: &gguf::ModelFiles,
+    mut progress: impl FnMut(f32) -> ControlFlow<()>,
+) -> Warmed {
     let mut warmed = Warmed::default();
-    let Some(huge_bytes) = huge_page_bytes() else { return warmed };
-    let parts: Vec<Part> =
-        (0..files.parts.len()).filter_map(|part| Part::map(files, part, huge_bytes)).collect();
+    let Some(huge_bytes) = huge_page_bytes() else {
+        return warmed;
+    };
+    let parts: Vec<Part> = (0..files.parts.len())
+        .filter_map(|part| Part::map(files, part, huge_bytes))
+        .collect();
     let blocks: Vec<(usize, u64)> = parts
         .iter()
         .enumerate()
@@ -55,14 +61,18 @@ pub(crate) fn dense(files: &gguf::ModelFiles, mut progress: impl FnMut(f32) -> C
     std::thread::scope(|scope| {
         let work = || {
             while !stop.load(Ordering::Relaxed) {
-                let Some(&(part, offset)) = blocks.get(next.fetch_add(1, Ordering::Relaxed)) else { break };
+                let Some(&(part, offset)) = blocks.get(next.fetch_add(1, Ordering::Relaxed)) else {
+                    break;
+                };
                 if !parts[part].populate(offset, huge_bytes) {
                     stop.store(true, Ordering::Relaxed);
                 }
                 done_bytes.fetch_add(huge_bytes, Ordering::Relaxed);
             }
         };
-        let workers: Vec<_> = (0..THREADS.min(blocks.len())).map(|_| scope.spawn(work)).collect();
+        let workers: Vec<_> = (0..THREADS.min(blocks.len()))
+            .map(|_| scope.spawn(work))
+            .collect();
         let all = blocks.len() as u64 * huge_bytes;
         while workers.iter().any(|worker| !worker.is_finished()) {
             let fraction = done_bytes.load(Ordering::Relaxed) as f32 / all as f32;
@@ -83,7 +93,8 @@ fn huge_page_bytes() -> Option<u64> {
     if kernel_version()? < (5, 18) {
         return None;
     }
-    let size = std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size").ok()?;
+    let size =
+        std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size").ok()?;
     let size: u64 = size.trim().parse().ok()?;
     (size.is_power_of_two() && (1 << 16..=1 << 26).contains(&size)).then_some(size)
 }
@@ -112,7 +123,10 @@ unsafe impl Sync for Part {}
 impl Part {
     fn map(files: &gguf::ModelFiles, part: usize, huge_bytes: u64) -> Option<Part> {
         let dense = dense_ranges(files, part);
-        if dense.iter().all(|range| inside(range, huge_bytes).is_empty()) {
+        if dense
+            .iter()
+            .all(|range| inside(range, huge_bytes).is_empty())
+        {
             return None;
         }
         let file = File::open(files.parts[part].path()).ok()?;
@@ -132,12 +146,18 @@ impl Part {
         if address == libc::MAP_FAILED {
             return None;
         }
-        Some(Part { address: address.cast(), size, dense })
+        Some(Part {
+            address: address.cast(),
+            size,
+            dense,
+        })
     }
 
     /// Offsets of the huge pages that lie inside dense ranges.
     fn blocks(&self, huge_bytes: u64) -> impl Iterator<Item = u64> {
-        self.dense.iter().flat_map(move |range| inside(range, huge_bytes).step_by(huge_bytes as usize))
+        self.dense
+            .iter()
+            .flat_map(move |range| inside(range, huge_bytes).step_by(huge_bytes as usize))
     }
 
     /// Prepares the inside of every dense range, and starts reading what is around it.
@@ -151,7 +171,10 @@ impl Part {
             self.advise(&inside, libc::MADV_RANDOM);
             for end in [range.start..inside.start, inside.end..range.end] {
                 for start in end.clone().step_by(WILLNEED_BYTES as usize) {
-                    self.advise(&(start..end.end.min(start + WILLNEED_BYTES)), libc::MADV_WILLNEED);
+                    self.advise(
+                        &(start..end.end.min(start + WILLNEED_BYTES)),
+                        libc::MADV_WILLNEED,
+                    );
                 }
             }
         }
@@ -169,7 +192,13 @@ impl Part {
             return true;
         }
         // SAFETY: the range lies in the mapping that `self` owns; none of the advices used here changes its contents.
-        unsafe { libc::madvise(self.address.add(start as usize).cast(), (end - start) as usize, advice) == 0 }
+        unsafe {
+            libc::madvise(
+                self.address.add(start as usize).cast(),
+                (end - start) as usize,
+                advice,
+            ) == 0
+        }
     }
 }
 

@@ -356,7 +356,7 @@ mod tests {
             let mapped = Mapped::new();
             mapped.address
         };
-        Reader::new().will_need(&[address..address + PIECE_BYTES * 3]);
+        Reader::new().will_need(std::slice::from_ref(&(address..address + PIECE_BYTES * 3)));
         let pages = Probe::Mincore.pages(0, page_bytes(), address, &mut Vec::new());
         assert!(matches!(
             pages,
