@@ -45,7 +45,7 @@ pub(crate) enum Command {
 
 /// Text goes to standard output, everything else to standard error.
 #[derive(Debug, Args)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = EXAMPLES, args_override_self = true)]
 #[group(skip)]
 pub(crate) struct RunArgs {
     /// The model: a GGUF file, or the first file of a split one.
@@ -221,6 +221,15 @@ mod tests {
             run_args(&["-m", "a", "-f", "-"]).unwrap().file,
             Some(PathBuf::from("-"))
         );
+    }
+
+    #[test]
+    fn the_last_of_repeated_flags_counts() {
+        let run = run_args(&[
+            "-m", "a", "-p", "b", "-n", "1", "--raw", "-n", "2", "--raw", "-v", "-v",
+        ])
+        .unwrap();
+        assert_eq!((run.n_predict, run.raw, run.verbose), (2, true, 2));
     }
 
     #[test]
