@@ -13,7 +13,7 @@ cargo build --release --locked
 bench=(cargo run --quiet --release --locked --bin bench --)
 # Results may be incomplete, for example where a run could not be made cold: the rest is shown all the same.
 status=0
-"${bench[@]}" --prefetch=all --both --out "$results/demo" "$@" >/dev/null || status=$?
+"${bench[@]}" --prefetch=all --both --repack both --out "$results/demo" "$@" >/dev/null || status=$?
 "${bench[@]}" --prefetch=all --model "$real_model" --out "$results/real" "$@" >/dev/null || status=$?
 
 for name in demo real; do

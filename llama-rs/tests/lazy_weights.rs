@@ -45,11 +45,14 @@ unsafe impl SliceProvider for Permute {
 #[repr(align(64))]
 struct Line([u8; 64]);
 
+/// The bytes of the slices that were asked for, by tensor.
+type Slices = HashMap<(String, Which), Box<[Line]>>;
+
 /// Reads every slice from the file into memory of its own, and makes the mapped tensors unreadable: a read that was not
 /// announced ends the test with SIGSEGV.
 struct Elsewhere {
     files: ModelFiles,
-    slices: Mutex<HashMap<(String, Which), Box<[Line]>>>,
+    slices: Mutex<Slices>,
     hidden: Mutex<HashSet<usize>>,
     seen: Mutex<BTreeSet<String>>,
 }
@@ -142,8 +145,7 @@ fn check(path: &Path, threads: u32) -> BTreeSet<String> {
     let mut with = context(&model, threads);
     with.set_slice_provider(Arc::clone(&elsewhere)).unwrap();
     assert!(logits(&mut with) == expected, "{}", what("elsewhere"));
-    let seen = elsewhere.seen.lock().unwrap().clone();
-    seen
+    std::mem::take(&mut *elsewhere.seen.lock().unwrap())
 }
 
 /// The tensors that the GGUF map calls sparse.
