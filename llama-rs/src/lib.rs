@@ -54,6 +54,7 @@ mod preflight;
 mod sampler;
 mod shim;
 mod slices;
+mod stack;
 mod utf8;
 mod vocab;
 mod warm;

@@ -9,6 +9,7 @@ use crate::assertions;
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::shim;
+use crate::stack;
 
 /// A token id, an index into the model's vocabulary.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -77,7 +78,7 @@ impl<'model> Vocab<'model> {
     /// # Errors
     ///
     /// [`Error::NoTokenizer`] when the model has none; [`Error::Tokenize`] when the text is longer than
-    /// `i32::MAX` bytes or the tokenizer fails.
+    /// `i32::MAX` bytes, has more than 1,048,576 characters without white space in a row, or the tokenizer fails.
     pub fn tokenize(
         &self,
         text: &str,
@@ -85,6 +86,23 @@ impl<'model> Vocab<'model> {
         parse_special: bool,
     ) -> Result<Vec<Token>> {
         self.require_tokenizer()?;
+        let work = || self.tokenize_here(text, add_special, parse_special);
+        match stack::with_enough(text, work) {
+            Ok(result) => result,
+            Err(reason) => Err(Error::Tokenize {
+                bytes: text.len(),
+                reason,
+            }),
+        }
+    }
+
+    /// [`tokenize`](Vocab::tokenize) on this thread's stack.
+    fn tokenize_here(
+        &self,
+        text: &str,
+        add_special: bool,
+        parse_special: bool,
+    ) -> Result<Vec<Token>> {
         let failed = |reason: &str| Error::Tokenize {
             bytes: text.len(),
             reason: reason.to_owned(),
