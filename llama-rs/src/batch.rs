@@ -150,26 +150,33 @@ impl Batch {
             .map(|&s| s as u32)
     }
 
-    /// The C struct, which borrows from `self` and from `rows`, where the row pointers are built. It must not be
-    /// used after either has changed, and only for reading: llama_decode copies it.
-    pub(crate) fn raw(&self, rows: &mut Vec<*mut i32>) -> sys::llama_batch {
-        rows.clear();
-        rows.extend(
-            self.seq_ids
-                .chunks(self.n_seq_max)
-                .map(|row| row.as_ptr().cast_mut()),
-        );
+    /// The C struct, which borrows from `self` and from `rows`. It must not be used after either has changed, and only
+    /// for reading: llama_decode copies it.
+    pub(crate) fn raw(&self, rows: &mut RowPointers) -> sys::llama_batch {
+        rows.0.clear();
+        let starts = self.seq_ids.chunks(self.n_seq_max);
+        rows.0.extend(starts.map(|row| row.as_ptr().cast_mut()));
         sys::llama_batch {
             n_tokens: self.tokens.len() as i32,
             token: self.tokens.as_ptr().cast_mut(),
             embd: std::ptr::null_mut(),
             pos: self.positions.as_ptr().cast_mut(),
             n_seq_id: self.seq_counts.as_ptr().cast_mut(),
-            seq_id: rows.as_mut_ptr(),
+            seq_id: rows.0.as_mut_ptr(),
             logits: self.outputs.as_ptr().cast_mut(),
         }
     }
 }
+
+/// Memory for the pointers to a batch's sequence ids; kept to avoid an allocation a token.
+#[derive(Debug, Default)]
+pub(crate) struct RowPointers(Vec<*mut i32>);
+
+// SAFETY: the pointers are written by `Batch::raw`, which needs `&mut`, and read by C during one call; nobody looks at
+// them otherwise.
+unsafe impl Send for RowPointers {}
+// SAFETY: as above; a shared reference gives no access to them.
+unsafe impl Sync for RowPointers {}
 
 #[cfg(test)]
 mod tests {
@@ -209,7 +216,7 @@ mod tests {
         let mut batch = Batch::new(3, 2);
         batch.add(Token(7), 0, &[1], false).unwrap();
         batch.add(Token(8), 1, &[1, 0], true).unwrap();
-        let mut rows = Vec::new();
+        let mut rows = RowPointers::default();
         let raw = batch.raw(&mut rows);
         assert_eq!(raw.n_tokens, 2);
         // SAFETY: `rows` has two entries, each pointing at two initialised ids inside `batch`.

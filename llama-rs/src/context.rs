@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use llama_sys as sys;
 
 use crate::assertions;
-use crate::batch::Batch;
+use crate::batch::{Batch, RowPointers};
 use crate::error::{Error, Result};
 use crate::inner::InnerContext;
 use crate::logs;
@@ -35,13 +35,8 @@ pub struct Context<'model> {
     n_outputs_max: usize,
     /// One entry a row of the last batch: 1 when it has logits. Empty after a failed decode.
     outputs: Vec<i8>,
-    /// Row pointers of the batch that is being decoded; kept to avoid an allocation a token.
-    seq_rows: Vec<*mut i32>,
+    seq_rows: RowPointers,
 }
-
-// SAFETY: the context itself may move between threads (see `InnerContext`); `seq_rows` is scratch memory that is filled
-// anew before each use, `ProviderState` is Send and Sync, and `&Model` is Send.
-unsafe impl Send for Context<'_> {}
 
 impl<'model> Context<'model> {
     /// Makes a context on `model`. Wraps `llama_init_from_model`.
@@ -111,7 +106,7 @@ impl<'model> Context<'model> {
             n_seq_max,
             n_outputs_max,
             outputs: Vec::new(),
-            seq_rows: Vec::new(),
+            seq_rows: RowPointers::default(),
         })
     }
 

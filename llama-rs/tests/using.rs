@@ -3,6 +3,7 @@
 mod common;
 
 use std::ops::ControlFlow;
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -488,6 +489,48 @@ fn advice_changes_nothing_but_what_is_resident() {
         assert_eq!(counters.advised_bytes, 0, "{counters:?}");
         assert!(counters.checks < counters.slices, "{counters:?}");
     }
+}
+
+#[test]
+fn advice_asks_for_what_is_missing() {
+    let tiny = TinyModel::new("tiny-gpt-oss");
+    let file = std::fs::File::open(tiny.path()).unwrap();
+    file.sync_all().unwrap();
+    let model = tiny.load(&ModelParams {
+        prefetch: Prefetch::None,
+        ..selective()
+    });
+    let expected = generate(
+        &mut context(&model),
+        &prompt(9),
+        &mut Sampler::greedy(),
+        4,
+        go_on,
+    );
+    // Pages that a process has mapped stay; a fresh mapping has none.
+    drop(model);
+    let model = tiny.load(&ModelParams {
+        prefetch: Prefetch::None,
+        ..selective()
+    });
+    let advise = Arc::new(Advise::new(&model).unwrap());
+    let mut context = context(&model);
+    context.set_slice_provider(advise.clone()).unwrap();
+    // SAFETY: advice about an open file.
+    unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) };
+    let advised = generate(&mut context, &prompt(9), &mut Sampler::greedy(), 4, go_on);
+    assert_eq!(expected.unwrap(), advised.unwrap());
+    let counters = advise.counters();
+    if counters.advised_bytes == 0 {
+        println!("skipped: this file system keeps the pages ({counters:?})");
+        return;
+    }
+    assert!(counters.advise_calls > 0, "{counters:?}");
+    assert!(counters.slices_resident < counters.slices, "{counters:?}");
+    assert!(
+        counters.advised_bytes <= 4 * model.size_bytes(),
+        "{counters:?}"
+    );
 }
 
 #[test]
