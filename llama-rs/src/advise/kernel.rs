@@ -99,26 +99,31 @@ impl Probe {
         address: usize,
         vector: &mut Vec<u8>,
     ) -> Pages {
-        let page_bytes = page_bytes();
         match self {
             Probe::Cachestat(file) => match cachestat(file, offset, length as u64) {
-                Ok(cached) => missing((length / page_bytes) as u64, cached, page_bytes),
+                Ok(cached) => missing((length / page_bytes()) as u64, cached),
                 Err(_) => Pages::Unknown,
             },
-            Probe::Mincore => match mincore(address, length, vector) {
-                Ok(cached) => missing((length / page_bytes) as u64, cached, page_bytes),
-                Err(_) => Pages::Unknown,
-            },
+            Probe::Mincore => mapped_pages(&(address..address + length), vector),
             Probe::None => Pages::Unknown,
         }
     }
 }
 
-fn missing(pages: u64, cached: u64, page_bytes: usize) -> Pages {
+/// The pages of an address range, whichever file is mapped there. For a few pages this is as good as `cachestat(2)`, and
+/// for a file of another user it calls all of them resident.
+pub(super) fn mapped_pages(range: &Range<usize>, vector: &mut Vec<u8>) -> Pages {
+    match mincore(range.start, range.len(), vector) {
+        Ok(cached) => missing((range.len() / page_bytes()) as u64, cached),
+        Err(_) => Pages::Unknown,
+    }
+}
+
+fn missing(pages: u64, cached: u64) -> Pages {
     match pages.saturating_sub(cached) {
         0 => Pages::Resident,
         missing => Pages::Missing {
-            bytes: missing * page_bytes as u64,
+            bytes: missing * page_bytes() as u64,
         },
     }
 }

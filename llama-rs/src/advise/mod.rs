@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::slices::{Begin, Dim, Ids, SliceProvider, WeightRef, Which};
 
-use kernel::{Pages, Probe, Reader, major_faults, page_bytes};
+use kernel::{Pages, Probe, Reader, major_faults, mapped_pages, page_bytes};
 use layout::{Group, Member, Place};
 
 /// Bytes that are asked for ahead of the computation. The experts of one token fit for the models that this was made
@@ -337,8 +337,7 @@ impl Advise {
         let (mut checks, mut advised_bytes) = (0, 0);
         state.ranges.retain(|pages| {
             checks += 1;
-            // The offset is only for cachestat, which a call for one or two pages does not need.
-            match Probe::Mincore.pages(0, pages.len(), pages.start, vector) {
+            match mapped_pages(pages, vector) {
                 Pages::Resident => false,
                 Pages::Missing { bytes } => {
                     advised_bytes += bytes;
@@ -379,7 +378,7 @@ impl Advise {
         let pages = start & !(page - 1)..(start + length).next_multiple_of(page);
         let mut state = self.lock();
         let state = &mut *state;
-        let found = Probe::Mincore.pages(0, pages.len(), pages.start, &mut state.vector);
+        let found = mapped_pages(&pages, &mut state.vector);
         self.counters.slices.fetch_add(1, Ordering::Relaxed);
         self.counters.checks.fetch_add(1, Ordering::Relaxed);
         match found {
