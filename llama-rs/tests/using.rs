@@ -485,9 +485,6 @@ fn advice_changes_nothing_but_what_is_resident() {
             counters.slices > 0 && counters.slices_resident <= counters.slices,
             "{counters:?}"
         );
-        // The file was just written: its pages are there.
-        assert_eq!(counters.advised_bytes, 0, "{counters:?}");
-        assert!(counters.checks < counters.slices, "{counters:?}");
     }
 }
 
