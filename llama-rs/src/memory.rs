@@ -73,7 +73,7 @@ fn from_raw(raw: &sys::faultline_buffer_use) -> BufferUse {
     }
 }
 
-/// Time and counts of a context, as llama.cpp measures them.
+/// Time and counts of a context, as llama.cpp measures them. It never reports a count below 1.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Perf {
     /// Loading the model, in milliseconds.
