@@ -45,6 +45,7 @@ mod error;
 mod failure;
 mod files;
 mod generate;
+mod huge;
 mod inner;
 mod logs;
 mod memory;

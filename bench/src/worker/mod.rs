@@ -154,6 +154,7 @@ fn advise_counters(advise: &Advise) -> serde_json::Value {
         "checks": counters.checks,
         "advised_bytes": counters.advised_bytes,
         "advise_calls": counters.advise_calls,
+        "streamed_bytes": counters.streamed_bytes,
     })
 }
 

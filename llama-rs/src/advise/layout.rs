@@ -18,6 +18,13 @@ pub(super) struct Member {
     pub(super) slices: u32,
 }
 
+impl Member {
+    /// Bytes of all matrices.
+    pub(super) fn bytes(&self) -> u64 {
+        self.slice_bytes * u64::from(self.slices)
+    }
+}
+
 /// Tensors that are read with the same indices, such as gate, up and down of a layer's experts, in the order of the
 /// computation.
 pub(super) type Group = Vec<Member>;
@@ -30,7 +37,7 @@ pub(super) struct Place {
 }
 
 /// The groups of a model, and where each tensor is, by name.
-pub(super) fn groups(files: &ModelFiles) -> (Vec<Group>, HashMap<String, Place>) {
+pub(super) fn groups(files: &ModelFiles) -> (Vec<Group>, HashMap<String, (Place, Member)>) {
     let mut experts: Vec<_> = files
         .tensors()
         .filter(|(_, tensor)| gguf::is_expert_name(&tensor.name) && tensor.dims.len() == 3)
@@ -59,7 +66,7 @@ pub(super) fn groups(files: &ModelFiles) -> (Vec<Group>, HashMap<String, Place>)
             group,
             member: groups[group].len(),
         };
-        places.insert(tensor.name.clone(), place);
+        places.insert(tensor.name.clone(), (place, member.clone()));
         groups[group].push(member);
     }
     (groups, places)
