@@ -250,3 +250,6 @@ impl<'a> Indices<'a> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -88,6 +88,13 @@ pub struct Pending<'a> {
 }
 
 impl<'a> Pending<'a> {
+    /// # Safety
+    ///
+    /// The sources of the first node are complete, and nothing changes its indices for 'a.
+    pub(crate) unsafe fn new(nodes: &'a [NodeRef<'a>]) -> Pending<'a> {
+        Pending { nodes }
+    }
+
     /// The nodes: one, or those that are fused. There is at least one.
     pub fn nodes(&self) -> &'a [NodeRef<'a>] {
         self.nodes
@@ -103,8 +110,7 @@ impl<'a> Pending<'a> {
             _ => return None,
         };
         let source = node.source(index).filter(|_| index == of_indices)?;
-        // SAFETY: the first node's sources are complete. None of these operations writes to its indices, and none after it
-        // begins before this callback has returned.
+        // SAFETY: `new` was promised that the indices are complete and stay as they are.
         unsafe { Indices::new(source) }
     }
 }
@@ -244,7 +250,9 @@ unsafe extern "C" fn on_trace<O: NodeObserver + 'static>(
     // thread changes a tensor's description during a compute. A `NodeRef` is a pointer to a tensor.
     let nodes = unsafe { std::slice::from_raw_parts(nodes.cast::<NodeRef<'_>>(), n_nodes) };
     if event == sys::GGML_BACKEND_CPU_TRACE_BEFORE {
-        let pending = Pending { nodes };
+        // SAFETY: thread 0 has not begun with these nodes, and all threads have finished those before them. Operations with
+        // indices do not write to them, whatever the other threads have begun.
+        let pending = unsafe { Pending::new(nodes) };
         // SAFETY: as above.
         unsafe { state.call("NodeObserver::before", |observer| observer.before(&pending)) };
     } else {
