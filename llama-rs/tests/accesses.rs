@@ -286,3 +286,12 @@ fn a_ubatch_without_logits_does_not_read_the_output() {
     });
     assert!(rows.eq([32, 8]));
 }
+
+#[test]
+fn real_models_read_each_weight_once_a_step() {
+    for name in ["smollm2-135m", "qwen2.5-coder-0.5b"] {
+        if let Some(path) = support::real_model(name) {
+            check(&support::load(&path, Prefetch::Eager), name);
+        }
+    }
+}
