@@ -137,6 +137,17 @@ impl Batch {
         &self.tokens
     }
 
+    /// Position of each token, in order.
+    pub(crate) fn positions(&self) -> &[i32] {
+        &self.positions
+    }
+
+    /// The sequences of token `index`. Panics if there is no such token.
+    pub(crate) fn sequences(&self, index: usize) -> &[i32] {
+        let start = index * self.n_seq_max;
+        &self.seq_ids[start..start + self.seq_counts[index] as usize]
+    }
+
     /// One entry a row: 1 when its logits are wanted.
     pub(crate) fn outputs(&self) -> &[i8] {
         &self.outputs

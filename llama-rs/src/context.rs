@@ -1,5 +1,6 @@
 //! A context: KV cache, compute buffers, and decoding.
 
+use std::any::TypeId;
 use std::ffi::c_void;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -14,9 +15,11 @@ use crate::inner::InnerContext;
 use crate::logs;
 use crate::memory::{BufferUse, Perf};
 use crate::model::Model;
+use crate::observer::{AnyObserver, NodeObserver, ObserverState};
 use crate::params::{ContextParams, FlashAttention};
 use crate::shim;
 use crate::slices::{ProviderState, SliceProvider};
+use crate::step::Step;
 
 /// What a sequence of decodes needs beside the model. Wraps `llama_context`.
 ///
@@ -26,6 +29,7 @@ pub struct Context<'model> {
     // Field order is drop order: the C context goes first, then the Rust state that its callbacks use.
     inner: InnerContext,
     provider: Option<Pin<Box<ProviderState>>>,
+    observer: Option<Pin<Box<dyn AnyObserver>>>,
     abort: Option<Arc<AtomicBool>>,
     model: &'model Model,
     n_vocab: usize,
@@ -98,6 +102,7 @@ impl<'model> Context<'model> {
         Ok(Context {
             inner,
             provider: None,
+            observer: None,
             abort: None,
             model,
             n_vocab: model.vocab().n_tokens() as usize,
@@ -150,7 +155,7 @@ impl<'model> Context<'model> {
     /// Computes the batch and adds its tokens to the KV cache. Wraps `llama_decode`.
     ///
     /// After an error the tokens of the ubatch that failed, and of those after it, are not in the KV cache; those of
-    /// ubatches before it are. After [`Error::CallbackPanicked`] and [`Error::SliceUnavailable`] the context can be used
+    /// ubatches before it are. A panic in an observer fails no ubatch. After [`Error::CallbackPanicked`] and [`Error::SliceUnavailable`] the context can be used
     /// again.
     ///
     /// # Errors
@@ -159,12 +164,37 @@ impl<'model> Context<'model> {
     ///   names a token or a sequence that does not exist. Nothing was computed.
     /// - [`Error::ModelChanged`]: a mapped file was shortened or written to. Nothing was computed.
     /// - [`Error::KvCacheFull`], [`Error::Aborted`], [`Error::Decode`], [`Error::Native`]: as llama.cpp reports.
-    /// - [`Error::CallbackPanicked`], [`Error::SliceUnavailable`]: from the slice provider.
+    /// - [`Error::CallbackPanicked`], [`Error::SliceUnavailable`]: from the slice provider or the observer.
     pub fn decode(&mut self, batch: &Batch) -> Result<()> {
         self.outputs.clear();
         self.check_batch(batch)?;
         self.model.check_contents()?;
 
+        let step = Step::new(batch);
+        if let Some(observer) = &self.observer {
+            // SAFETY: `self` is borrowed mutably and computes nothing now, so no callback is running.
+            unsafe { observer.step_begin(&step) };
+            if let Some(error) = observer.take_error() {
+                return Err(error);
+            }
+        }
+        let result = self.decode_checked(batch);
+        if let Some(observer) = &self.observer {
+            // SAFETY: as above; llama_decode has returned.
+            unsafe { observer.step_end(&step, result.is_ok()) };
+            if let Some(error) = observer.take_error() {
+                // An earlier failure of something else is the cause of what the caller sees.
+                result?;
+                return Err(error);
+            }
+        }
+        result?;
+        self.outputs.extend_from_slice(batch.outputs());
+        Ok(())
+    }
+
+    /// `llama_decode`, on a batch that was checked.
+    fn decode_checked(&mut self, batch: &Batch) -> Result<()> {
         logs::clear_reasons();
         let raw_batch = batch.raw(&mut self.seq_rows);
         let mut decoded = 0;
@@ -183,10 +213,7 @@ impl<'model> Context<'model> {
         }
         shim::check("llama_decode", status)?;
         match decoded {
-            0 => {
-                self.outputs.extend_from_slice(batch.outputs());
-                Ok(())
-            }
+            0 => Ok(()),
             1 => Err(Error::KvCacheFull {
                 n_tokens: batch.len(),
                 n_ctx: self.n_ctx(),
@@ -306,6 +333,54 @@ impl<'model> Context<'model> {
         // returns, so no callback is running.
         unsafe { sys::llama_set_lazy(self.raw(), std::ptr::null(), std::ptr::null_mut()) };
         self.provider = None;
+    }
+
+    /// Shows `observer` every node that is computed from now on. Replaces an earlier observer, which is dropped. Wraps
+    /// `llama_set_tensor_trace`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::ContextCreation`] when the CPU backend lacks the function.
+    pub fn set_observer<O: NodeObserver + 'static>(&mut self, observer: O) -> Result<()> {
+        let state = ObserverState::new(observer);
+        // SAFETY: the context is alive and computes nothing now; the callback is the one for `state`, which is kept in
+        // `self` until after the C context is freed or the callback was replaced.
+        let known = unsafe {
+            sys::llama_set_tensor_trace(
+                self.raw(),
+                ObserverState::<O>::callback(),
+                state.user_data(),
+            )
+        };
+        if !known {
+            return Err(Error::ContextCreation {
+                reason: "the CPU backend has no tensor trace".to_owned(),
+            });
+        }
+        self.observer = Some(state);
+        Ok(())
+    }
+
+    /// Ends the observation and gives the observer back. `None`, and nothing changes, when there is none or it has
+    /// another type.
+    pub fn take_observer<O: NodeObserver + 'static>(&mut self) -> Option<O> {
+        let state = self
+            .observer
+            .take_if(|state| state.observer_type() == TypeId::of::<O>())?;
+        self.stop_trace();
+        Some(*state.into_observer().downcast().ok()?)
+    }
+
+    /// Ends the observation and drops the observer.
+    pub fn clear_observer(&mut self) {
+        self.stop_trace();
+        self.observer = None;
+    }
+
+    fn stop_trace(&mut self) {
+        // SAFETY: the context is alive; NULL turns the trace off. The CPU backend has finished when llama_decode returns, so
+        // no callback is running.
+        unsafe { sys::llama_set_tensor_trace(self.raw(), None, std::ptr::null_mut()) };
     }
 
     /// Ends a running [`decode`](Context::decode) with [`Error::Aborted`] soon after `flag` becomes true, and every later

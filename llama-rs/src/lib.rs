@@ -9,6 +9,7 @@
 //! | [`Batch`] | `llama_batch` | plain memory |
 //! | [`Sampler`] | `llama_sampler` | `Send` |
 //! | [`SliceProvider`] | `ggml_backend_cpu_lazy_i` | gives the bytes of weights that are loaded on demand |
+//! | [`NodeObserver`] | `ggml_backend_cpu_trace_callback` | watches the nodes, and with [`AccessReader`] the weights that they read |
 //!
 //! A file is examined in Rust before llama.cpp sees it, arguments are checked, C++ exceptions are caught in a shim, and a
 //! panic in a callback becomes [`Error::CallbackPanicked`]. `docs/safety.md` in the repository has the reasoning and says
@@ -35,6 +36,7 @@
 //! ```
 #![deny(missing_docs)]
 
+mod accesses;
 mod advise;
 mod assertions;
 mod backend;
@@ -50,16 +52,21 @@ mod inner;
 mod logs;
 mod memory;
 mod model;
+mod observer;
 mod params;
 mod preflight;
 mod sampler;
 mod shim;
 mod slices;
 mod stack;
+mod step;
+mod tensors;
 mod utf8;
 mod vocab;
 mod warm;
+mod weights;
 
+pub use accesses::{Access, AccessReader, Indices};
 pub use advise::{Advise, AdviseCounters};
 pub use backend::{Backend, BuildInfo};
 pub use batch::Batch;
@@ -70,11 +77,15 @@ pub use generate::{Generated, Generation, Stop, generate};
 pub use logs::route_logs;
 pub use memory::{BufferUse, Perf};
 pub use model::Model;
+pub use observer::{NodeObserver, Pending};
 pub use params::{
     ContextParams, FlashAttention, LoadMode, MAX_CONTEXT_TOKENS, MAX_SEQUENCES, MAX_THREADS,
     ModelParams, Prefetch, default_threads,
 };
 pub use sampler::{Sampler, SamplerBuilder};
-pub use slices::{Begin, Dim, Ids, NodeRef, SliceProvider, WeightRef, Which};
+pub use slices::{Begin, Dim, Ids, SliceProvider, Which};
+pub use step::{Phase, Step};
+pub use tensors::{NodeRef, SourceRef, TensorKey, WeightRef};
 pub use utf8::Utf8Stream;
 pub use vocab::{Token, Vocab};
+pub use weights::LoadedWeight;

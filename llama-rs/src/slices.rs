@@ -4,9 +4,9 @@
 //! [`Prefetch::None`](crate::Prefetch::None)) is announced before an operation reads it and asked for its address slice
 //! by slice. [`SliceProvider`] is the Rust side of that; `docs/safety.md` has the whole contract.
 
-use std::ffi::{CStr, c_void};
+use std::ffi::c_void;
 use std::fmt;
-use std::marker::{PhantomData, PhantomPinned};
+use std::marker::PhantomPinned;
 use std::ops::Deref;
 use std::pin::Pin;
 use std::ptr::NonNull;
@@ -15,6 +15,7 @@ use std::sync::Arc;
 use llama_sys as sys;
 
 use crate::failure::{Failure, FailureSlot};
+pub(crate) use crate::tensors::{NodeRef, WeightRef};
 
 /// Which dimension of a weight an operation selects slices from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -65,119 +66,6 @@ impl fmt::Display for Which {
             Which::Matrix(n) => write!(f, "matrix {n}"),
             Which::Whole => f.write_str("the whole"),
         }
-    }
-}
-
-/// A view of a `ggml_tensor` during a callback.
-macro_rules! tensor_view {
-    ($(#[$doc:meta])* $name:ident) => {
-        $(#[$doc])*
-        #[derive(Clone, Copy)]
-        pub struct $name<'a> {
-            raw: NonNull<sys::ggml_tensor>,
-            _callback: PhantomData<&'a sys::ggml_tensor>,
-        }
-
-        impl<'a> $name<'a> {
-            /// # Safety
-            ///
-            /// `raw` points at a tensor that stays valid, and whose description does not change, for 'a.
-            unsafe fn from_raw(raw: *const sys::ggml_tensor) -> Option<Self> {
-                NonNull::new(raw.cast_mut()).map(|raw| $name { raw, _callback: PhantomData })
-            }
-
-            fn tensor(&self) -> &'a sys::ggml_tensor {
-                // SAFETY: `from_raw` was promised a valid tensor with a fixed description for 'a.
-                unsafe { self.raw.as_ref() }
-            }
-
-            /// The tensor's name; at most 63 bytes. Bytes that are not UTF-8 give an empty name.
-            pub fn name(&self) -> &'a str {
-                // SAFETY: ggml keeps names NUL-terminated inside the fixed array, which lives for 'a.
-                let name = unsafe { CStr::from_ptr(self.tensor().name.as_ptr()) };
-                name.to_str().unwrap_or("")
-            }
-
-            /// Elements in each dimension; the first is the contiguous one.
-            pub fn ne(&self) -> [i64; 4] {
-                self.tensor().ne
-            }
-
-            /// Stride of each dimension in bytes.
-            pub fn nb(&self) -> [usize; 4] {
-                self.tensor().nb.map(|stride| stride as usize)
-            }
-
-            /// Address of the tensor's data. For a weight this is where the model file maps it.
-            pub fn data(&self) -> *const u8 {
-                self.tensor().data.cast_const().cast()
-            }
-        }
-
-        impl fmt::Debug for $name<'_> {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.debug_struct(stringify!($name)).field("name", &self.name()).field("ne", &self.ne()).finish()
-            }
-        }
-    };
-}
-
-tensor_view! {
-    /// The operation that reads a weight, during a callback.
-    NodeRef
-}
-
-tensor_view! {
-    /// A weight that is read slice by slice, during a callback.
-    WeightRef
-}
-
-impl NodeRef<'_> {
-    /// The operation's name in ggml, such as `MUL_MAT_ID`.
-    pub fn op(&self) -> &'static str {
-        // SAFETY: ggml_op_name returns a string literal for every operation that a tensor can have.
-        unsafe { CStr::from_ptr(sys::ggml_op_name(self.tensor().op)) }
-            .to_str()
-            .unwrap_or("")
-    }
-
-    /// Tokens that the operation processes at once: 1 while decoding, the ubatch's size for a prompt.
-    pub fn n_tokens(&self) -> u64 {
-        let [_, ne1, ne2, ne3] = self.ne();
-        // MUL_MAT_ID gives [rows, experts used, tokens]; GET_ROWS and everything else [row, tokens].
-        let n = if self.tensor().op == sys::GGML_OP_MUL_MAT_ID {
-            ne2 * ne3
-        } else {
-            ne1 * ne2 * ne3
-        };
-        u64::try_from(n).unwrap_or(0)
-    }
-}
-
-impl WeightRef<'_> {
-    /// The ggml type of the elements.
-    pub fn ggml_type(&self) -> gguf::GgmlType {
-        gguf::GgmlType(self.tensor().type_)
-    }
-
-    /// Bytes of one slice; for [`Dim::Whole`] of the whole tensor.
-    pub fn slice_bytes(&self, dim: Dim) -> usize {
-        let nb = self.nb();
-        match dim {
-            Dim::Rows => nb[1],
-            Dim::Matrices => nb[2],
-            Dim::Whole => nb[3] * usize::try_from(self.ne()[3]).unwrap_or(0),
-        }
-    }
-
-    /// Where the slice is in the mapped file.
-    pub fn mapped(&self, which: Which) -> Option<NonNull<u8>> {
-        let offset = match which {
-            Which::Row(n) => n as usize * self.nb()[1],
-            Which::Matrix(n) => n as usize * self.nb()[2],
-            Which::Whole => 0,
-        };
-        NonNull::new(self.data().cast_mut().wrapping_add(offset))
     }
 }
 

@@ -1,6 +1,7 @@
 #include "shim.h"
 
 #include "llama-ext.h"
+#include "llama-model.h"
 
 #include <exception>
 #include <new>
@@ -46,7 +47,7 @@ const char * faultline_last_error(void) {
 }
 
 int32_t faultline_abi_version(void) {
-    return llama_lazy_abi_v1();
+    return llama_lazy_abi_v2();
 }
 
 int32_t faultline_model_load(const char ** paths, size_t n_paths, llama_model_params params, llama_model ** model) {
@@ -167,6 +168,17 @@ int32_t faultline_memory_breakdown(const llama_context * context, faultline_buff
         *count = i;
         return FAULTLINE_OK;
     });
+}
+
+size_t faultline_model_tensors(const llama_model * model, const ggml_tensor ** tensors, size_t capacity) {
+    size_t i = 0;
+    for (const auto & entry : llama_internal_get_tensor_map(model)) {
+        if (i < capacity) {
+            tensors[i] = entry.second;
+        }
+        i++;
+    }
+    return i;
 }
 
 // The first call makes the list; a failure to do so leaves it empty. Upstream's list has two entries that no model can be:

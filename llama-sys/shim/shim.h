@@ -90,6 +90,10 @@ struct faultline_buffer_use {
 int32_t faultline_memory_breakdown(
         const struct llama_context * context, struct faultline_buffer_use * uses, size_t capacity, size_t * count);
 
+/* The tensors that the model computes with, in no particular order; a tensor of the file is there twice when the model keeps
+ * a second copy of it. Writes at most capacity pointers, which stay valid while the model lives; returns how many there are. */
+size_t faultline_model_tensors(const struct llama_model * model, const struct ggml_tensor ** tensors, size_t capacity);
+
 /* Whether llama.cpp can run models of the architecture that a GGUF file names in general.architecture. */
 bool faultline_arch_known(const char * name);
 

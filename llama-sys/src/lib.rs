@@ -36,11 +36,13 @@ pub use build_info::{GGML_VERSION, LLAMA_BUILD, PATCH_SET_DIGEST};
 // If these are missing, the headers are not those of the patched tree: patches/series is not what this crate was written
 // for, or LLAMA_SYS_SOURCE names a tree that was patched by another series.
 pub use bindings::{
+    GGML_BACKEND_CPU_TRACE_AFTER, GGML_BACKEND_CPU_TRACE_BEFORE, GGML_BACKEND_CPU_TRACE_GRAPH,
     GGML_TENSOR_FLAG_LAZY, LLAMA_LAZY_MODE_ALL, LLAMA_LAZY_MODE_SPARSE, ggml_backend_cpu_lazy_i,
-    ggml_backend_cpu_set_lazy, llama_lazy_abi_v1, llama_set_lazy,
+    ggml_backend_cpu_set_lazy, ggml_backend_cpu_set_tensor_trace, ggml_backend_cpu_trace_callback,
+    llama_lazy_abi_v2, llama_set_lazy, llama_set_tensor_trace,
 };
 
 /// The ABI marker of the patched library. `#[used]` keeps the reference in every program, so that an unpatched or stale
-/// library fails at link time: "undefined symbol: llama_lazy_abi_v1".
+/// library fails at link time: "undefined symbol: llama_lazy_abi_v2".
 #[used]
-static ABI_MARKER: unsafe extern "C" fn() -> i32 = llama_lazy_abi_v1;
+static ABI_MARKER: unsafe extern "C" fn() -> i32 = llama_lazy_abi_v2;
