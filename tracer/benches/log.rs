@@ -8,6 +8,7 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use tracer::{Access, Clock, LogReader, LogWriter, Node, OnFull, Op, Record, Tables};
 
 const LOG_BYTES: u64 = 256 << 20;
+const STEP_RECORDS: u64 = 4096;
 
 fn create(folder: &tempfile::TempDir) -> LogWriter {
     let path = folder.path().join("bench.ftrace");
@@ -42,29 +43,31 @@ fn write(criterion: &mut Criterion) {
     });
     assert_eq!(log.finish().unwrap().n_written, sequence);
 
-    // A ring that wraps, as a long recording does: nothing is prepared.
-    let mut log = create(&folder);
-    group.bench_function("one record, page faults included", |bencher| {
-        bencher.iter(|| log.push(black_box(record(7))));
-    });
-    drop(log);
-
-    // As a recorder does it: room is made between two steps of 4096 records, and both are counted
-    // apart.
-    for (name, count_prepare) in [
-        ("one record, prepared", false),
-        ("one record, prepared, with preparing", true),
+    // Every page for the first time, with steps of 4096 records as a recorder has them: faults as
+    // they come, or room made between two steps, which is counted or not.
+    for (name, prepare, count_prepare) in [
+        ("one record, new pages", false, false),
+        (
+            "one record, new pages prepared, without preparing",
+            true,
+            false,
+        ),
+        ("one record, new pages prepared, with preparing", true, true),
     ] {
         let mut log = create(&folder);
         group.bench_function(name, |bencher| {
             bencher.iter_custom(|n_iterations| {
-                const STEP: u64 = 4096;
                 let mut total = Duration::ZERO;
                 let mut left = n_iterations;
                 while left > 0 {
-                    let count = left.min(STEP);
+                    let count = left.min(STEP_RECORDS);
+                    if log.progress().n_written() + count > log.capacity() {
+                        log = create(&folder);
+                    }
                     let begin = Instant::now();
-                    log.prepare(STEP);
+                    if prepare {
+                        log.prepare(STEP_RECORDS);
+                    }
                     let prepared = Instant::now();
                     for sequence in 0..count {
                         log.push(black_box(record(sequence)));

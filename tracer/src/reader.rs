@@ -399,3 +399,101 @@ fn read(source: &impl Source, path: &Path, offset_bytes: u64, buffer: &mut [u8])
         Error::io(path, action, error)
     })
 }
+
+/// On bytes in memory, so that Miri can run them; `tests/damage.rs` has what needs files.
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::header::{OnFull, STATE_OFFSET, VERSION_MINOR};
+
+    const RING: usize = 8192;
+
+    fn record(sequence: u64) -> Record {
+        Record {
+            time_ns: sequence,
+            step: sequence as u32,
+            ..Record::default()
+        }
+    }
+
+    /// A closed log with empty tables, as the writer would leave it.
+    fn log(capacity: u64, n_written: u64) -> Vec<u8> {
+        let empty = Section {
+            offset_bytes: HEADER_BYTES as u64,
+            ..Section::default()
+        };
+        let fixed = Fixed {
+            minor: VERSION_MINOR,
+            capacity,
+            ring_offset_bytes: RING as u64,
+            epoch_realtime_ns: 0,
+            epoch_monotonic_ns: 0,
+            on_full: OnFull::Wrap,
+            pid: 1,
+            digest: Tables::default().digest(),
+            files: empty,
+            tensors: empty,
+            properties: empty,
+            extras_offset_bytes: HEADER_BYTES as u64,
+            extra_capacity: 0,
+        };
+        let mut bytes = fixed.encode().to_vec();
+        bytes[HEAD_OFFSET..HEAD_OFFSET + 8].copy_from_slice(&n_written.to_le_bytes());
+        bytes[STATE_OFFSET] = 1;
+        let n_slots = n_written.min(fixed.n_slots()) as usize;
+        bytes.resize(RING + n_slots * RECORD_BYTES, 0);
+        for sequence in 0..n_written {
+            let at = RING + (sequence % fixed.n_slots()) as usize * RECORD_BYTES;
+            bytes[at..at + RECORD_BYTES].copy_from_slice(&record(sequence).to_bytes());
+        }
+        bytes
+    }
+
+    fn sequences(bytes: &[u8]) -> Vec<u64> {
+        let reader = LogReader::from_source(bytes, "memory").unwrap();
+        let read: Vec<u64> = reader
+            .records()
+            .map(|record| record.unwrap().time_ns)
+            .collect();
+        assert_eq!(read.len() as u64, reader.n_records());
+        read
+    }
+
+    #[test]
+    fn records_come_in_the_order_of_writing() {
+        for (capacity, n_written) in [(5, 0), (5, 3), (5, 5), (5, 6), (5, 8), (1, 9), (5, 23)] {
+            let expected: Vec<u64> = (oldest(n_written, capacity)..n_written).collect();
+            assert_eq!(sequences(&log(capacity, n_written)), expected);
+        }
+    }
+
+    #[test]
+    fn a_hole_in_a_wrapped_log_is_passed_over() {
+        // Six slots; records 3 to 7 are in slots 3, 4, 5, 0, 1.
+        let bytes = log(5, 8);
+        for (n_slots_present, expected) in [
+            (5, vec![3, 4, 6, 7]),
+            (4, vec![3, 6, 7]),
+            (2, vec![6, 7]),
+            (1, vec![6]),
+            (0, vec![]),
+        ] {
+            let cut = &bytes[..RING + n_slots_present * RECORD_BYTES];
+            assert_eq!(sequences(cut), expected);
+            let reader = LogReader::from_source(cut, "memory").unwrap();
+            assert!(matches!(
+                reader.damage(),
+                Some(Error::Truncated { expected: 5, .. })
+            ));
+        }
+    }
+
+    #[test]
+    fn numbers_that_call_for_huge_memory_are_only_numbers() {
+        let mut bytes = log(u64::from(u32::MAX), 3);
+        bytes[HEAD_OFFSET..HEAD_OFFSET + 8].copy_from_slice(&(1u64 << 40).to_le_bytes());
+        assert!(sequences(&bytes).len() <= 3);
+        bytes[HEAD_OFFSET..HEAD_OFFSET + 8].copy_from_slice(&u64::MAX.to_le_bytes());
+        assert!(LogReader::from_source(bytes.as_slice(), "memory").is_err());
+    }
+}
