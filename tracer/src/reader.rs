@@ -75,7 +75,7 @@ impl<S: Source> LogReader<S> {
         let path = name.as_ref();
         let size_bytes = source
             .size_bytes()
-            .map_err(|error| Error::io(path, "ask for the size of", error))?;
+            .map_err(|error| Error::io(path, "ask for its size", error))?;
         let mut page = vec![0; size_bytes.min(HEADER_BYTES as u64) as usize];
         read(&source, path, 0, &mut page)?;
         let fixed = Fixed::decode(path, &page)?;
@@ -393,7 +393,7 @@ fn malformed(path: &Path, section: &'static str, problem: impl ToString) -> Erro
 fn read(source: &impl Source, path: &Path, offset_bytes: u64, buffer: &mut [u8]) -> Result<()> {
     source.read_at(offset_bytes, buffer).map_err(|error| {
         let action = match error.kind() {
-            io::ErrorKind::UnexpectedEof => "read to its end, it became shorter:",
+            io::ErrorKind::UnexpectedEof => "read as far as it reached before",
             _ => "read",
         };
         Error::io(path, action, error)

@@ -12,11 +12,16 @@ use crate::header::{
 };
 use crate::map::Map;
 use crate::ring::{oldest, publish};
-use crate::tables::{EXTRA_BYTES, Extra, Tables};
+use crate::tables::{EXTRA_BYTES, Extra, MAX_TABLE_BYTES, Tables};
 use crate::{Access, Clock, Error, Flags, Node, RECORD_BYTES, Record, Result};
 
 /// Size of a log unless another is asked for: 2 GiB, 67 million records.
 pub const CAPACITY_BYTES_DEFAULT: u64 = 2 << 30;
+
+const _: () = assert!(
+    (CAPACITY_BYTES_DEFAULT - 3 * MAX_TABLE_BYTES) / RECORD_BYTES as u64 >= 60_000_000,
+    "a log of the default size holds 60 million records, even with the largest tables"
+);
 
 /// [`LogWriter::prepare`] asks the kernel for no less than this at a time: 4 MiB.
 const PREPARE_RECORDS_MIN: u64 = (4 << 20) / RECORD_BYTES as u64;
@@ -238,7 +243,7 @@ impl LogWriter {
             // Whoever still has the map reads the header alone, which stays.
             self.file
                 .set_len(size_bytes)
-                .map_err(|source| Error::io(&self.path, "cut to the part in use", source))?;
+                .map_err(|source| Error::io(&self.path, "cut off its unused part", source))?;
         }
         Ok(Summary {
             n_written: self.head,

@@ -2,6 +2,8 @@
 
 mod common;
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use common::{extra, numbered, size_for, tables};
 use tracer::{
     Access, Error, Flags, LogReader, LogWriter, Node, OnFull, Op, Record, State, Tables, WHOLE,
@@ -242,4 +244,40 @@ fn a_log_can_be_read_while_it_is_written() {
         }))
     ));
     assert!(records.next().is_none());
+}
+
+#[test]
+fn a_reader_beside_the_writer_never_sees_half_a_record() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("run.ftrace");
+    let mut log = LogWriter::create(&path, &tables(), size_for(20_000), OnFull::Wrap).unwrap();
+    let done = AtomicBool::new(false);
+    let (mut n_whole, mut n_overtaken) = (0, 0);
+    std::thread::scope(|scope| {
+        let done = &done;
+        scope.spawn(move || {
+            let mut sequence = 0;
+            while !done.load(Ordering::Relaxed) {
+                log.push(numbered(sequence));
+                sequence += 1;
+            }
+        });
+        for _ in 0..200 {
+            let reader = LogReader::open(&path).unwrap();
+            let mut sequence = reader.header().n_lost;
+            let mut overtaken = false;
+            for record in reader.records() {
+                match record {
+                    Ok(record) => assert_eq!(record, numbered(sequence)),
+                    Err(Error::Overtaken { .. }) => overtaken = true,
+                    Err(error) => panic!("{error}"),
+                }
+                sequence += 1;
+            }
+            n_overtaken += u32::from(overtaken);
+            n_whole += u32::from(!overtaken);
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+    println!("{n_whole} times read to the end, {n_overtaken} times overtaken");
 }

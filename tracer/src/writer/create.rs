@@ -59,12 +59,12 @@ pub(super) fn create(
                 source,
             }
         }
-        _ => Error::io(path, "reserve disk space for", source),
+        _ => Error::io(path, "reserve its disk space", source),
     })?;
     pending
         .file
         .write_all_at(&front, 0)
-        .map_err(|e| Error::io(path, "write the header of", e))?;
+        .map_err(|e| Error::io(path, "write its header", e))?;
     let map = match (
         usize::try_from(size_bytes),
         usize::try_from(fixed.ring_offset_bytes),
@@ -73,10 +73,10 @@ pub(super) fn create(
         (Ok(size), Ok(ring), Ok(n_slots)) => Map::new(&pending.file, size, ring, n_slots),
         _ => Err(Errno::NOMEM),
     }
-    .map_err(|e| Error::io(path, "map", e))?;
+    .map_err(|e| Error::io(path, "map it", e))?;
     let file = pending
         .rename(&target)
-        .map_err(|e| Error::io(path, "name", e))?;
+        .map_err(|e| Error::io(path, "give it its name", e))?;
     Ok(Created { file, map, fixed })
 }
 
@@ -158,18 +158,21 @@ fn reserve(file: &File, size_bytes: u64) -> io::Result<()> {
     });
     match answer {
         // File systems that cannot reserve blocks can at least write them.
-        Err(Errno::OPNOTSUPP | Errno::NOSYS) => {
-            let zeros = vec![0; 1 << 20];
-            let mut at = 0;
-            while at < size_bytes {
-                let count = (size_bytes - at).min(zeros.len() as u64);
-                file.write_all_at(&zeros[..count as usize], at)?;
-                at += count;
-            }
-            Ok(())
-        }
+        Err(Errno::OPNOTSUPP | Errno::NOSYS) => write_zeros(file, size_bytes),
         answer => Ok(answer?),
     }
+}
+
+/// Reserves blocks where the file system cannot do so without writing them.
+fn write_zeros(file: &File, size_bytes: u64) -> io::Result<()> {
+    let zeros = vec![0; 1 << 20];
+    let mut at = 0;
+    while at < size_bytes {
+        let count = (size_bytes - at).min(zeros.len() as u64);
+        file.write_all_at(&zeros[..count as usize], at)?;
+        at += count;
+    }
+    Ok(())
 }
 
 /// A file with a hidden name, removed unless it is renamed.
@@ -211,6 +214,23 @@ impl Drop for Pending {
         if let Some(hidden) = self.hidden.take() {
             // The error that led here is reported; a second one would hide it.
             let _ = fs::remove_file(hidden);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_ways_of_reserving_give_the_whole_size() {
+        for reserve in [reserve, write_zeros] {
+            let file = tempfile::tempfile().unwrap();
+            reserve(&file, (1 << 20) + 5).unwrap();
+            assert_eq!(file.metadata().unwrap().len(), (1 << 20) + 5);
+            let mut end = [1; 5];
+            file.read_exact_at(&mut end, 1 << 20).unwrap();
+            assert_eq!(end, [0; 5]);
         }
     }
 }
