@@ -143,7 +143,8 @@ impl LogWriter {
 
     /// Makes room in memory for the next `n_records` records, so that adding them takes no page
     /// faults. To be called where time does not matter, such as between two steps; most calls
-    /// return at once, others take about as long as the page faults that they spare.
+    /// return at once, others take about as long as the page faults that they spare, longer where the
+    /// kernel makes a process wait that has many pages to be written to the disk.
     ///
     /// It is an offer: where the kernel cannot do it (before Linux 5.14), nothing happens.
     pub fn prepare(&mut self, n_records: u64) {

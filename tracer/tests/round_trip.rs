@@ -264,15 +264,13 @@ fn a_reader_beside_the_writer_never_sees_half_a_record() {
         });
         for _ in 0..200 {
             let reader = LogReader::open(&path).unwrap();
-            let mut sequence = reader.header().n_lost;
             let mut overtaken = false;
-            for record in reader.records() {
+            for (sequence, record) in (reader.header().n_lost..).zip(reader.records()) {
                 match record {
                     Ok(record) => assert_eq!(record, numbered(sequence)),
                     Err(Error::Overtaken { .. }) => overtaken = true,
                     Err(error) => panic!("{error}"),
                 }
-                sequence += 1;
             }
             n_overtaken += u32::from(overtaken);
             n_whole += u32::from(!overtaken);
