@@ -1,6 +1,7 @@
 //! Writing a log.
 
 mod create;
+mod pending;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};

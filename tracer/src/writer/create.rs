@@ -1,16 +1,15 @@
 //! Making the file of a log: planned, reserved, filled, mapped, and only then named.
 
-use std::ffi::OsString;
-use std::fs::{self, File, OpenOptions};
+use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::path::Path;
 
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 use rustix::process::{Resource, getrlimit};
 
+use super::pending::Pending;
 use crate::header::{
     ALIGNMENT_BYTES, Fixed, HEADER_BYTES, MAX_FILE_BYTES, OnFull, Section, VERSION_MINOR,
 };
@@ -51,7 +50,7 @@ pub(super) fn create(
         });
     }
     let pending = Pending::create(&target).map_err(|e| Error::io(path, "create", e))?;
-    reserve(&pending.file, size_bytes).map_err(|source| match source.kind() {
+    reserve(&pending, size_bytes).map_err(|source| match source.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
             Error::NoSpace {
                 path: path.to_owned(),
@@ -75,7 +74,7 @@ pub(super) fn create(
     }
     .map_err(|e| Error::io(path, "map it", e))?;
     let file = pending
-        .rename(&target)
+        .rename()
         .map_err(|e| Error::io(path, "give it its name", e))?;
     Ok(Created { file, map, fixed })
 }
@@ -152,7 +151,12 @@ fn plan(
 
 /// Gives the file its whole size, with blocks behind every byte: storing into a hole of a mapped file
 /// on a full disk would be a SIGBUS.
-fn reserve(file: &File, size_bytes: u64) -> io::Result<()> {
+fn reserve(pending: &Pending, size_bytes: u64) -> io::Result<()> {
+    // Asked first: on its way to failing, fallocate would take all that others have left.
+    if pending.free_bytes().is_some_and(|free| free < size_bytes) {
+        return Err(Errno::NOSPC.into());
+    }
+    let file = &pending.file;
     let answer = rustix::io::retry_on_intr(|| {
         rustix::fs::fallocate(file, FallocateFlags::empty(), 0, size_bytes)
     });
@@ -175,62 +179,19 @@ fn write_zeros(file: &File, size_bytes: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// A file with a hidden name, removed unless it is renamed.
-struct Pending {
-    file: File,
-    hidden: Option<PathBuf>,
-}
-
-impl Pending {
-    fn create(target: &Path) -> io::Result<Pending> {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let mut name = OsString::from(".");
-        name.push(target.file_name().unwrap_or_default());
-        let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        name.push(format!(".{}.{number}.partial", std::process::id()));
-        let hidden = target.with_file_name(name);
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .open(&hidden)?;
-        Ok(Pending {
-            file,
-            hidden: Some(hidden),
-        })
-    }
-
-    fn rename(mut self, target: &Path) -> io::Result<File> {
-        if let Some(hidden) = self.hidden.as_ref() {
-            fs::rename(hidden, target)?;
-            self.hidden = None;
-        }
-        self.file.try_clone()
-    }
-}
-
-impl Drop for Pending {
-    fn drop(&mut self) {
-        if let Some(hidden) = self.hidden.take() {
-            // The error that led here is reported; a second one would hide it.
-            let _ = fs::remove_file(hidden);
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn both_ways_of_reserving_give_the_whole_size() {
-        for reserve in [reserve, write_zeros] {
-            let file = tempfile::tempfile().unwrap();
-            reserve(&file, (1 << 20) + 5).unwrap();
-            assert_eq!(file.metadata().unwrap().len(), (1 << 20) + 5);
-            let mut end = [1; 5];
-            file.read_exact_at(&mut end, 1 << 20).unwrap();
-            assert_eq!(end, [0; 5]);
-        }
+        let folder = tempfile::tempdir().unwrap();
+        let pending = Pending::create(&folder.path().join("a")).unwrap();
+        reserve(&pending, 5).unwrap();
+        assert_eq!(pending.file.metadata().unwrap().len(), 5);
+        write_zeros(&pending.file, (1 << 20) + 5).unwrap();
+        assert_eq!(pending.file.metadata().unwrap().len(), (1 << 20) + 5);
+        let error = reserve(&pending, 1 << 60).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::StorageFull);
     }
 }
