@@ -3,7 +3,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-all_steps=(setup models shell fmt patches clippy test doc cpp unpatched)
+all_steps=(setup models shell fmt patches clippy test loom doc cpp unpatched)
 
 usage() {
     cat <<USAGE
@@ -18,6 +18,7 @@ Runs the steps in this order, or only the named ones: ${all_steps[*]}
   patches    the series applies, and the patched files have the recorded hashes
   clippy     warnings are errors
   test       cargo test of the whole workspace
+  loom       the access log's ring under every interleaving of its threads
   doc        documentation builds without a warning
   cpp        the kernels' own tests in C++ (tests/cpp)
   unpatched  the same token ids as a build of the unpatched source
@@ -52,6 +53,12 @@ step_test() {
     FAULTLINE_REFERENCE=$(scripts/native.sh --unpatched tests/cpp/reference.cpp)
     export FAULTLINE_REFERENCE
     cargo test --locked --workspace
+}
+
+# In a target folder of its own: the flag would make Cargo compile everything else again.
+step_loom() {
+    CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-target}/loom" RUSTFLAGS="--cfg loom" \
+        cargo test --quiet --locked -p tracer --lib --release ring
 }
 
 step_doc() { RUSTDOCFLAGS="-D warnings" cargo doc --quiet --locked --workspace --no-deps; }

@@ -1,0 +1,91 @@
+//! The access log: which slice of which weight was read, when, and for how long.
+//!
+//! [`LogWriter`] keeps one 32-byte [`Record`] per access in a ring that is a mapped file. Adding a
+//! record allocates, locks and formats nothing and makes no system call, so it can stand in a
+//! callback that a model's graph runs thousands of times per token. What was added survives the
+//! death of the process at any moment. When the ring is full the oldest records give way, or the log
+//! stops ([`OnFull`]); either way the number of lost records is exact.
+//!
+//! [`LogReader`] reads a log back, while it is being written or after, and treats every kind of
+//! damage as an error that names the file and the number. The file carries the table of tensors
+//! ([`Tables`]), so it can be understood without the model.
+//!
+//! The format is described byte by byte in `docs/format.md`. Nothing here links llama.cpp.
+//!
+//! # Example
+//!
+//! ```
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! use tracer::{Access, LogReader, LogWriter, Node, OnFull, Op, Tables, Tensor, WHOLE};
+//!
+//! let folder = tempfile::tempdir()?;
+//! let path = folder.path().join("run.ftrace");
+//!
+//! let tables = Tables {
+//!     tensors: vec![Tensor {
+//!         name: "output.weight".into(),
+//!         offset_bytes: 4096,
+//!         size_bytes: 1 << 20,
+//!         ..Tensor::default()
+//!     }],
+//!     ..Tables::default()
+//! };
+//! let mut log = LogWriter::create(&path, &tables, 1 << 20, OnFull::Wrap)?;
+//! let begin_ns = log.now_ns();
+//! // The node is computed here.
+//! let node = Node {
+//!     time_ns: begin_ns,
+//!     duration_ns: log.now_ns() - begin_ns,
+//!     op: Op::MUL_MAT,
+//!     ..Node::default()
+//! };
+//! log.push_node(&node, [Access { tensor: 0, slice: WHOLE, n_used: 1 }]);
+//! log.finish()?;
+//!
+//! let reader = LogReader::open(&path)?;
+//! for record in reader.records() {
+//!     let record = record?;
+//!     assert_eq!(reader.tables().tensors[record.tensor as usize].name, "output.weight");
+//! }
+//! # Ok(())
+//! # }
+//! ```
+#![deny(missing_docs)]
+#![cfg_attr(
+    loom,
+    allow(
+        dead_code,
+        reason = "loom checks the ring; what maps files is left out"
+    )
+)]
+
+#[cfg(not(loom))]
+mod clock;
+mod codec;
+mod error;
+mod header;
+#[cfg(not(loom))]
+mod map;
+mod reader;
+mod record;
+mod ring;
+mod source;
+mod tables;
+#[cfg(not(loom))]
+mod writer;
+
+#[cfg(not(loom))]
+pub use clock::Clock;
+pub use error::Error;
+pub use header::{Header, OnFull, State, VERSION_MAJOR, VERSION_MINOR};
+pub use reader::{Chunks, LogReader, Records};
+pub use record::{Access, Flags, Node, Op, RECORD_BYTES, Record, WHOLE};
+pub use source::Source;
+pub use tables::{
+    EXTRA_NAME_BYTES_MAX, Extra, ExtraKind, MAX_TABLE_BYTES, ModelFile, Tables, Tensor,
+};
+#[cfg(not(loom))]
+pub use writer::{CAPACITY_BYTES_DEFAULT, LogWriter, Progress, Summary};
+
+/// What this crate's functions return.
+pub type Result<T> = std::result::Result<T, Error>;
