@@ -41,6 +41,50 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Generate text from a prompt.
     Run(RunArgs),
+    /// Generate text and record every access to a weight in a log.
+    Record(RecordArgs),
+}
+
+const RECORD_EXAMPLES: &str = "\
+EXAMPLES:
+  Record a prompt and 64 tokens:
+    faultline record -m model.gguf -p \"The capital of Germany is\" -n 64 -o run.ftrace
+  What was read of each tensor that is read by slices:
+    faultline record -m model.gguf -p \"Hello\" -n 16 -o run.ftrace -v
+
+EXIT CODES: those of `faultline run`";
+
+/// All options of `run`, and where the log goes. Text goes to standard output.
+#[derive(Debug, Args)]
+#[command(after_help = RECORD_EXAMPLES)]
+#[group(skip)]
+pub(crate) struct RecordArgs {
+    #[command(flatten)]
+    pub(crate) run: RunArgs,
+
+    /// The log; replaces a file of that name.
+    #[arg(short, long, value_name = "FILE", help_heading = "Log")]
+    pub(crate) output: PathBuf,
+
+    /// Most that the log takes on disk, in MiB; it is reserved at the start, and what is not used is given back.
+    #[arg(long, value_name = "MIB", default_value_t = tracer::CAPACITY_BYTES_DEFAULT >> 20, help_heading = "Log")]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..=1 << 24))]
+    pub(crate) log_size: u64,
+
+    /// When the log is full: the oldest records give way, or the run ends.
+    #[arg(
+        long,
+        value_name = "wrap|stop",
+        default_value = "wrap",
+        help_heading = "Log"
+    )]
+    pub(crate) on_full: OnFull,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum OnFull {
+    Wrap,
+    Stop,
 }
 
 /// Text goes to standard output, everything else to standard error.
@@ -198,8 +242,10 @@ mod tests {
     fn run_args(arguments: &[&str]) -> Result<RunArgs, clap::Error> {
         let matches =
             command().try_get_matches_from([&["faultline", "run"], arguments].concat())?;
-        let Command::Run(run) = Cli::from_arg_matches(&matches)?.command;
-        Ok(run)
+        match Cli::from_arg_matches(&matches)?.command {
+            Command::Run(run) => Ok(run),
+            other => panic!("{other:?}"),
+        }
     }
 
     #[test]

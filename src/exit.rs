@@ -38,6 +38,9 @@ fn class(error: &anyhow::Error) -> u8 {
     if error.downcast_ref::<BadInput>().is_some() {
         return BAD_INPUT;
     }
+    if error.downcast_ref::<tracer::Error>().is_some() {
+        return BAD_INPUT;
+    }
     match error.downcast_ref::<llama_rs::Error>() {
         Some(error) if is_bad_input(error) => BAD_INPUT,
         _ => FAILURE,

@@ -4,6 +4,7 @@ mod cli;
 mod exit;
 mod output;
 mod progress;
+mod record;
 mod run;
 mod signals;
 mod version;
@@ -15,7 +16,8 @@ fn main() -> ExitCode {
     let started = Instant::now();
     let arguments = cli::parse();
     let result = match &arguments.command {
-        cli::Command::Run(run) => run::run(run, started),
+        cli::Command::Run(run) => run::run(run, started, None),
+        cli::Command::Record(record) => record::run(record, started),
     };
     exit::code(result)
 }

@@ -15,10 +15,11 @@ use llama_rs::{
     Prefetch, Sampler, Stop, Token, Utf8Stream,
 };
 
-use crate::cli::{RunArgs, Switch};
+use crate::cli::{RecordArgs, RunArgs, Switch};
 use crate::exit::{BadInput, Outcome};
 use crate::output::{self, Output, note};
 use crate::progress::LoadBar;
+use crate::record::Recording;
 use crate::signals;
 
 /// Context size when none is asked for: the KV cache is resident at once, and many models are trained for far more.
@@ -34,7 +35,12 @@ struct Times {
     first_token: Option<Duration>,
 }
 
-pub(crate) fn run(args: &RunArgs, started: Instant) -> anyhow::Result<Outcome> {
+/// Generates; `recording` says where accesses are recorded, if they are.
+pub(crate) fn run(
+    args: &RunArgs,
+    started: Instant,
+    recording: Option<&RecordArgs>,
+) -> anyhow::Result<Outcome> {
     let stop = Arc::new(AtomicBool::new(false));
     signals::on_interrupt(&stop).context("cannot handle Ctrl-C")?;
     signals::on_native_failure(&args.model).context("cannot handle signals")?;
@@ -67,10 +73,27 @@ pub(crate) fn run(args: &RunArgs, started: Instant) -> anyhow::Result<Outcome> {
         context.set_slice_provider(Arc::clone(advise))?;
     }
 
-    let generated = stream(args, &mut context, &tokens, &mut sampler, &stop, &mut times)?;
+    let recording = recording
+        .map(|recording| Recording::start(recording, &model, &mut context))
+        .transpose()?;
+
+    let is_full = || recording.as_ref().is_some_and(Recording::is_full);
+    let generated = stream(
+        args,
+        &mut context,
+        &tokens,
+        &mut sampler,
+        &stop,
+        &is_full,
+        &mut times,
+    );
+    // The log is closed, and what it holds is said, also when the generation failed.
+    let finished = recording.map(|recording| recording.finish(&mut context));
+    let generated = generated?;
     if !args.quiet {
         print_summary(&context, &tokens, generated.as_ref(), &times);
     }
+    finished.transpose()?;
     if let (Some(advise), 1..) = (&advise, args.verbose) {
         note(format_args!("advice: {:?}", advise.counters()));
     }
@@ -205,6 +228,7 @@ fn stream(
     prompt: &[Token],
     sampler: &mut Sampler,
     stop: &AtomicBool,
+    is_full: &dyn Fn() -> bool,
     times: &mut Times,
 ) -> anyhow::Result<Option<Generated>> {
     let vocab = context.model().vocab();
@@ -230,7 +254,7 @@ fn stream(
             text.push(&vocab.piece(token, false))
         };
         match output.write(piece.as_bytes()) {
-            Ok(ControlFlow::Continue(())) if !stop.load(Ordering::Relaxed) => {
+            Ok(ControlFlow::Continue(())) if !stop.load(Ordering::Relaxed) && !is_full() => {
                 ControlFlow::Continue(())
             }
             Ok(_) => ControlFlow::Break(()),

@@ -10,7 +10,8 @@
 //! damage as an error that names the file and the number. The file carries the table of tensors
 //! ([`Tables`]), so it can be understood without the model.
 //!
-//! The format is described byte by byte in `docs/format.md`. Nothing here links llama.cpp.
+//! The format is described byte by byte in `docs/format.md`. Nothing here links llama.cpp, except the feature `record`: its
+//! `Recorder` is the observer that records a context of `llama-rs`.
 //!
 //! # Example
 //!
@@ -68,6 +69,8 @@ mod header;
 mod map;
 mod reader;
 mod record;
+#[cfg(all(feature = "record", not(loom)))]
+mod recorder;
 mod ring;
 mod source;
 mod tables;
@@ -80,6 +83,8 @@ pub use error::Error;
 pub use header::{Header, OnFull, State, VERSION_MAJOR, VERSION_MINOR};
 pub use reader::{Chunks, LogReader, Records};
 pub use record::{Access, Flags, Node, Op, RECORD_BYTES, Record, WHOLE};
+#[cfg(all(feature = "record", not(loom)))]
+pub use recorder::{Recorder, tables};
 pub use source::Source;
 pub use tables::{
     EXTRA_NAME_BYTES_MAX, Extra, ExtraKind, MAX_TABLE_BYTES, ModelFile, Tables, Tensor,

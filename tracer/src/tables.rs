@@ -70,7 +70,7 @@ pub struct Tensor {
     pub n_slices: u32,
     /// Number of the layer, or -1 for none.
     pub layer: i32,
-    /// What it is for, such as `expert`, `attention`, `norm`.
+    /// What it is for: its name without layer and suffix, such as `attn_q`, `ffn_down_exps`.
     pub component: String,
 }
 
