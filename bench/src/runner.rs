@@ -17,8 +17,8 @@ use crate::spec::WorkerSpec;
 
 /// Between samples until the first token: fine enough for the picture of a load that takes a tenth of a second.
 const FINE: Duration = Duration::from_millis(5);
-/// Between samples afterwards, so that decode is not disturbed.
-const COARSE: Duration = Duration::from_millis(50);
+/// Between samples afterwards: each one takes a CPU from the computation, which then waits in a barrier.
+const COARSE: Duration = Duration::from_millis(250);
 /// Bytes of the worker's standard error that are kept for messages.
 const STDERR_KEPT_BYTES: usize = 16 * 1024;
 
