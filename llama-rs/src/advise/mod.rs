@@ -43,7 +43,7 @@ const WINDOW_BYTES: u64 = 64 << 20;
 /// more than 64 MiB are asked for piece by piece while the computation proceeds.
 ///
 /// An operation that uses at least half of a layer's experts belongs to a prompt, and the next layers will be used alike. If
-/// the machine and the process's control groups have room for the whole model, all of the layer and of the two after it is
+/// the machine and the process's control groups have room for the whole model, all of the layer and of the four after it is
 /// then read in huge pages by threads of its own, ahead of the computation.
 ///
 /// Pages that the kernel reads on advice are 4 KiB each, however large its readahead is. Once everything is in memory, a token

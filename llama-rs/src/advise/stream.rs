@@ -22,7 +22,7 @@ const LAYERS_AHEAD: usize = 4;
 pub(super) struct Stream {
     shared: Arc<Shared>,
     workers: Mutex<Vec<JoinHandle<()>>>,
-    /// Groups that have been asked for and not been seen in memory since.
+    /// Groups whose `is_active` is set: asked for, and not settled since.
     active: AtomicUsize,
 }
 
@@ -98,8 +98,14 @@ impl Stream {
         self.shared.streamed_bytes.load(Ordering::Relaxed)
     }
 
-    /// Starts to read the group and those after it. Nothing is asked for again before [`settled`](Stream::settled).
+    /// Starts to read the group, of which something is missing, and those after it. A group that is being read, or was read
+    /// ahead and has not been used since, is not asked for again.
     pub(super) fn request(&self, group: usize) {
+        let is_read = |block: &Block| block.is_read.load(Ordering::Relaxed);
+        if self.shared.layers[group].blocks.iter().all(is_read) {
+            // It was read, and is gone again.
+            self.settled(group);
+        }
         let end = self.shared.layers.len().min(group + 1 + LAYERS_AHEAD);
         for index in group..end {
             let layer = &self.shared.layers[index];
@@ -119,7 +125,7 @@ impl Stream {
         self.start_workers();
     }
 
-    /// The group was seen in memory.
+    /// Reading the group is over.
     pub(super) fn settled(&self, group: usize) {
         if self.shared.layers[group]
             .is_active
