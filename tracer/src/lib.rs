@@ -74,6 +74,8 @@ mod recorder;
 mod ring;
 mod source;
 mod tables;
+#[cfg(all(feature = "record", not(loom)))]
+mod ticks;
 #[cfg(not(loom))]
 mod writer;
 

@@ -13,6 +13,7 @@ use llama_rs::{
 };
 use plan::{Planned, Plans, selects};
 
+use crate::ticks::Ticks;
 use crate::{
     Access, Extra, ExtraKind, Flags, LogWriter, ModelFile, Node, OnFull, Op, Progress, Record,
     Result, Summary, Tables, Tensor, WHOLE,
@@ -43,6 +44,7 @@ pub struct Recorder {
     tensors: HashMap<TensorKey, u32, BuildHasherDefault<KeyHasher>>,
     reader: AccessReader,
     plans: Plans,
+    ticks: Ticks,
     node: Current,
     /// Accesses of the nodes that are being computed, if the plan does not have them.
     accesses: Vec<Planned>,
@@ -112,8 +114,10 @@ impl Recorder {
             .into_iter()
             .filter_map(|weight| Some((weight.key, *by_name.get(weight.name.as_str())?)))
             .collect();
+        let log = LogWriter::create(path, &tables, capacity_bytes, on_full)?;
         Ok(Recorder {
-            log: LogWriter::create(path, &tables, capacity_bytes, on_full)?,
+            ticks: Ticks::new(log.clock()),
+            log,
             tensors,
             reader: AccessReader::new(),
             plans: Plans::default(),
@@ -271,7 +275,7 @@ impl NodeObserver for Recorder {
         }
         self.node = Current {
             index,
-            begin_ns: self.log.now_ns(),
+            begin_ns: self.ticks.now_ns(),
             is_planned,
         };
     }
@@ -282,7 +286,7 @@ impl NodeObserver for Recorder {
             begin_ns,
             is_planned,
         } = self.node;
-        let duration_ns = self.log.now_ns() - begin_ns;
+        let duration_ns = self.ticks.now_ns() - begin_ns;
         let accesses = if is_planned {
             self.plans.get(index, nodes.len()).unwrap_or_default()
         } else {
