@@ -16,12 +16,14 @@ mod error;
 mod log;
 mod policy;
 mod pool;
+mod report;
 mod usage;
 mod workload;
 
 pub use error::SimulateError;
 pub use policy::{Access, Belady, Changed, DecayedLfu, Lfu, Lru, Policy, PolicyName};
 pub use pool::{Cache, Capacity, Counts, Outcome, Sharing};
+pub use report::{Report, Row, Size};
 pub use usage::Usage;
 pub use workload::{Group, SliceInfo, Window, Workload};
 
