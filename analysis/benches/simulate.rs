@@ -53,7 +53,7 @@ fn policies(criterion: &mut Criterion) {
         group.sample_size(20);
         group.throughput(Throughput::Elements(n_accesses));
         let best = simulate(&workload, cache, &PolicyName::Belady).unwrap();
-        for policy in ["lru", "lfu", "lfu-decay:0.99", "belady"] {
+        for policy in ["lru", "lfu", "lfu-decay:0.99", "lfu-mix", "belady"] {
             let policy: PolicyName = policy.parse().unwrap();
             let outcome = simulate(&workload, cache, &policy).unwrap();
             assert_eq!(outcome.total.n_accesses, n_accesses);

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use analysis::routing::{RoutingTrace, Shape};
-use analysis::simulate::{Cache, Capacity, Counts, PolicyName, Window, Workload, simulate};
+use analysis::simulate::{Cache, Capacity, Counts, Mix, PolicyName, Window, Workload, simulate};
 use proptest::prelude::*;
 use tracer::{Access, Flags, LogReader, LogWriter, Node, OnFull, Op, Record, Tables, Tensor};
 
@@ -60,12 +60,17 @@ impl Model {
         let mut last_used: BTreeMap<Slice, usize> = BTreeMap::new();
         let mut uses: BTreeMap<Slice, f64> = BTreeMap::new();
         let mut clock = 0;
+        // Slices of each token before, and of this one so far.
+        let (mut used_by, mut now) = (Vec::new(), Vec::new());
         for (token, layers) in self.tokens.iter().enumerate() {
             if token == self.n_warmup {
                 counts.fill(Counts::default());
             }
             if let PolicyName::LfuDecay(decay) = policy {
                 uses.values_mut().for_each(|count| *count *= decay);
+            }
+            if token > 0 {
+                used_by.push(std::mem::take(&mut now));
             }
             for (layer, slices) in layers.iter().enumerate() {
                 let mut missing = Vec::new();
@@ -85,6 +90,7 @@ impl Model {
                     clock += 1;
                     last_used.insert(key, clock);
                     *uses.entry(key).or_default() += 1.0;
+                    now.push(key);
                 }
                 for key in missing {
                     loop {
@@ -99,6 +105,17 @@ impl Model {
                         let value = |other: &Slice| match policy {
                             PolicyName::Lru => 0.0,
                             PolicyName::Lfu | PolicyName::LfuDecay(_) => uses[other],
+                            PolicyName::LfuMix(mix) => {
+                                let rate = |decay: f64| {
+                                    let history = used_by.iter().chain([&now]);
+                                    history.fold(0.0, |rate, used: &Vec<Slice>| {
+                                        let is_used = f64::from(u8::from(used.contains(other)));
+                                        rate * decay + (1.0 - decay) * is_used
+                                    })
+                                };
+                                mix.short_share * rate(mix.short_decay)
+                                    + (1.0 - mix.short_share) * rate(mix.long_decay)
+                            }
                             PolicyName::Belady => -(self.next_use(*other, token, layer) as f64),
                         };
                         // The first of equal ones: the sort is by last use.
@@ -150,11 +167,16 @@ impl Model {
 }
 
 /// A decay that is a power of two: counts stay exact however they are computed.
-const POLICIES: [PolicyName; 5] = [
+const POLICIES: [PolicyName; 6] = [
     PolicyName::Lru,
     PolicyName::Lfu,
     PolicyName::LfuDecay(0.5),
     PolicyName::LfuDecay(0.99),
+    PolicyName::LfuMix(Mix {
+        short_decay: 0.5,
+        long_decay: 0.75,
+        short_share: 0.25,
+    }),
     PolicyName::Belady,
 ];
 

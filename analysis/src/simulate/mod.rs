@@ -21,7 +21,9 @@ mod usage;
 mod workload;
 
 pub use error::SimulateError;
-pub use policy::{Access, Belady, Changed, DecayedLfu, Lfu, Lru, Policy, PolicyName};
+pub use policy::{
+    Access, Belady, Changed, DecayedLfu, Lfu, Lru, Mix, MixedLfu, Policy, PolicyName,
+};
 pub use pool::{Cache, Capacity, Counts, Outcome, Sharing};
 pub use report::{Report, Row, Size};
 pub use usage::Usage;
@@ -41,6 +43,7 @@ pub fn simulate(
         PolicyName::Lru => pool::run(workload, cache, Lru),
         PolicyName::Lfu => pool::run(workload, cache, Lfu::new(workload)),
         PolicyName::LfuDecay(decay) => pool::run(workload, cache, DecayedLfu::new(workload, decay)),
+        PolicyName::LfuMix(mix) => pool::run(workload, cache, MixedLfu::new(workload, mix)),
         PolicyName::Belady => pool::run(workload, cache, Belady::new(workload)),
     }
 }

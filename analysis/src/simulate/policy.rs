@@ -138,6 +138,70 @@ impl Policy for DecayedLfu {
     }
 }
 
+/// How often a slice was used lately, as a weighted sum of a short and a long memory: a text uses some
+/// experts throughout, and what the last few tokens used a little more than that.
+///
+/// Each memory is an exponential average of whether a token used the slice, 0 to 1.
+#[derive(Clone, Debug)]
+pub struct MixedLfu {
+    mix: Mix,
+    /// By slice: short, long.
+    rates: Vec<[f64; 2]>,
+}
+
+/// The memories of [`MixedLfu`].
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Mix {
+    /// Decay of the short memory per token.
+    pub short_decay: f64,
+    /// Decay of the long memory per token.
+    pub long_decay: f64,
+    /// Weight of the short memory; the long one has the rest of 1.
+    pub short_share: f64,
+}
+
+impl Default for Mix {
+    /// What had fewest misses on real traces; see `docs/policies.md`.
+    fn default() -> Mix {
+        Mix {
+            short_decay: 0.7,
+            long_decay: 0.97,
+            short_share: 0.2,
+        }
+    }
+}
+
+impl MixedLfu {
+    /// No slice was used yet. Decays are more than 0 and less than 1, the share 0 to 1.
+    pub fn new(workload: &Workload, mix: Mix) -> MixedLfu {
+        MixedLfu {
+            mix,
+            rates: vec![[0.0; 2]; workload.slices().len()],
+        }
+    }
+}
+
+impl Policy for MixedLfu {
+    fn begin_token(&mut self) -> Changed {
+        for [short, long] in &mut self.rates {
+            *short *= self.mix.short_decay;
+            *long *= self.mix.long_decay;
+        }
+        Changed::All
+    }
+
+    fn access(&mut self, access: &Access) {
+        let [short, long] = &mut self.rates[access.slice];
+        *short += 1.0 - self.mix.short_decay;
+        *long += 1.0 - self.mix.long_decay;
+    }
+
+    fn value(&self, slice: usize) -> f64 {
+        let [short, long] = self.rates[slice];
+        self.mix.short_share * short + (1.0 - self.mix.short_share) * long
+    }
+}
+
 /// The slice whose next use is farthest away gives way (Belady's MIN), which needs the future. No
 /// policy has fewer misses where all slices have the same size; where they differ, some may.
 #[derive(Clone, Debug)]
@@ -173,7 +237,8 @@ impl Policy for Belady {
     }
 }
 
-/// A policy as the user writes it: `lru`, `lfu`, `lfu-decay:0.99`, `belady`.
+/// A policy as the user writes it: `lru`, `lfu`, `lfu-decay:0.99`, `lfu-mix`, `lfu-mix:0.7:0.97:0.2`,
+/// `belady`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum PolicyName {
     /// [`Lru`].
@@ -182,6 +247,8 @@ pub enum PolicyName {
     Lfu,
     /// [`DecayedLfu`] with this decay per token.
     LfuDecay(f64),
+    /// [`MixedLfu`] with short decay, long decay and the share of the short one.
+    LfuMix(Mix),
     /// [`Belady`].
     Belady,
 }
@@ -192,6 +259,11 @@ impl fmt::Display for PolicyName {
             PolicyName::Lru => formatter.write_str("lru"),
             PolicyName::Lfu => formatter.write_str("lfu"),
             PolicyName::LfuDecay(decay) => write!(formatter, "lfu-decay:{decay}"),
+            PolicyName::LfuMix(mix) => write!(
+                formatter,
+                "lfu-mix:{}:{}:{}",
+                mix.short_decay, mix.long_decay, mix.short_share
+            ),
             PolicyName::Belady => formatter.write_str("belady"),
         }
     }
@@ -208,11 +280,33 @@ impl FromStr for PolicyName {
         match text {
             "lru" => return Ok(PolicyName::Lru),
             "lfu" => return Ok(PolicyName::Lfu),
+            "lfu-mix" => return Ok(PolicyName::LfuMix(Mix::default())),
             "belady" => return Ok(PolicyName::Belady),
             _ => {}
         }
+        if let Some(numbers) = text.strip_prefix("lfu-mix:") {
+            return match numbers.split(':').map(str::parse).collect::<Vec<_>>()[..] {
+                [Ok(short_decay), Ok(long_decay), Ok(short_share)]
+                    if (1e-3..1.0).contains(&short_decay)
+                        && (short_decay..1.0).contains(&long_decay)
+                        && (0.0..=1.0).contains(&short_share) =>
+                {
+                    Ok(PolicyName::LfuMix(Mix {
+                        short_decay,
+                        long_decay,
+                        short_share,
+                    }))
+                }
+                _ => Err(error(
+                    "its numbers are a short decay and a longer one, 0.001 to less than 1, and the share of the short \
+                     one, 0 to 1, as in lfu-mix:0.7:0.97:0.2",
+                )),
+            };
+        }
         let Some(decay) = text.strip_prefix("lfu-decay:") else {
-            return Err(error("there are lru, lfu, lfu-decay:0.99 and belady"));
+            return Err(error(
+                "there are lru, lfu, lfu-decay:0.99, lfu-mix and belady",
+            ));
         };
         match decay.parse::<f64>() {
             Ok(decay) if (1e-3..=1.0).contains(&decay) => Ok(PolicyName::LfuDecay(decay)),
