@@ -5,8 +5,11 @@ mod common;
 use analysis::simulate::{Cache, PolicyName, Usage, Window, Workload, simulate};
 use common::shared_trace;
 
-/// Hit rates in per cent, by trace and slots per layer: LRU, LFU, LFU with a decay of 0.99, Belady.
-const HIT_RATES: [(&str, [(u64, [f64; 4]); 4]); 2] = [
+/// Slots per layer and hit rates in per cent: LRU, LFU, LFU with a decay of 0.99, Belady.
+type Rates = (u64, [f64; 4]);
+
+/// By trace.
+const HIT_RATES: [(&str, [Rates; 4]); 2] = [
     (
         "gpqa_main",
         [
