@@ -1,11 +1,15 @@
 //! What the user can type.
 
+mod simulate;
+
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use llama_rs::Prefetch;
 
 use crate::version;
+
+pub(crate) use simulate::{Format, Pool, SimulateArgs};
 
 const EXAMPLES: &str = "\
 EXAMPLES:
@@ -43,6 +47,8 @@ pub(crate) enum Command {
     Run(RunArgs),
     /// Generate text and record every access to a weight in a log.
     Record(RecordArgs),
+    /// Simulate caches of experts on a routing trace or an access log.
+    Simulate(SimulateArgs),
 }
 
 const RECORD_EXAMPLES: &str = "\

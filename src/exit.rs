@@ -2,6 +2,9 @@
 
 use std::process::ExitCode;
 
+use analysis::routing::RoutingError;
+use analysis::simulate::SimulateError;
+
 use crate::output::note;
 
 /// How a verb ended when nothing failed.
@@ -38,7 +41,10 @@ fn class(error: &anyhow::Error) -> u8 {
     if error.downcast_ref::<BadInput>().is_some() {
         return BAD_INPUT;
     }
-    if error.downcast_ref::<tracer::Error>().is_some() {
+    if error.downcast_ref::<tracer::Error>().is_some()
+        || error.downcast_ref::<RoutingError>().is_some()
+        || error.downcast_ref::<SimulateError>().is_some()
+    {
         return BAD_INPUT;
     }
     match error.downcast_ref::<llama_rs::Error>() {

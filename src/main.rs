@@ -7,6 +7,7 @@ mod progress;
 mod record;
 mod run;
 mod signals;
+mod simulate;
 mod version;
 
 use std::process::ExitCode;
@@ -18,6 +19,7 @@ fn main() -> ExitCode {
     let result = match &arguments.command {
         cli::Command::Run(run) => run::run(run, started, None),
         cli::Command::Record(record) => record::run(record, started),
+        cli::Command::Simulate(simulate) => simulate::run(simulate),
     };
     exit::code(result)
 }
