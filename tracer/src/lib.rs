@@ -64,6 +64,8 @@
 mod clock;
 mod codec;
 mod error;
+#[cfg(not(loom))]
+mod extents;
 mod header;
 #[cfg(not(loom))]
 mod map;
@@ -80,6 +82,8 @@ mod writer;
 #[cfg(not(loom))]
 pub use clock::Clock;
 pub use error::Error;
+#[cfg(not(loom))]
+pub use extents::{Extent, ExtentFlags, extents, extents_of};
 pub use header::{Header, OnFull, State, VERSION_MAJOR, VERSION_MINOR};
 pub use reader::{Chunks, LogReader, Records};
 pub use record::{Access, Flags, Node, Op, RECORD_BYTES, Record, WHOLE};
