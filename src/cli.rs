@@ -1,9 +1,15 @@
 //! What the user can type.
 
+mod answers;
+
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use llama_rs::Prefetch;
+
+pub(crate) use answers::{
+    DumpArgs, ExportArgs, ExportFormat, InfoArgs, InfoFormat, LogArgs, MapArgs, MapFormat,
+};
 
 use crate::version;
 
@@ -43,6 +49,14 @@ pub(crate) enum Command {
     Run(RunArgs),
     /// Generate text and record every access to a weight in a log.
     Record(RecordArgs),
+    /// Show where a model's tensors are in its files.
+    Map(MapArgs),
+    /// Turn a log into CSV, Parquet or a trace for Perfetto.
+    Export(ExportArgs),
+    /// Print the records of a log.
+    Dump(DumpArgs),
+    /// Say what a log holds.
+    Info(InfoArgs),
 }
 
 const RECORD_EXAMPLES: &str = "\

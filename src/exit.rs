@@ -22,6 +22,14 @@ pub(crate) const FAILURE: u8 = 1;
 pub(crate) const BAD_INPUT: u8 = 2;
 const INTERRUPTED: u8 = 130;
 
+/// The end of a verb that writes an answer. That its reader went away is no error.
+pub(crate) fn answered(result: analysis::Result<()>) -> anyhow::Result<Outcome> {
+    match result {
+        Err(error) if !error.is_broken_pipe() => Err(error.into()),
+        _ => Ok(Outcome::Done),
+    }
+}
+
 /// Prints the error, if there is one, and maps the end of a verb to an exit code.
 pub(crate) fn code(result: anyhow::Result<Outcome>) -> ExitCode {
     match result {
@@ -40,6 +48,13 @@ fn class(error: &anyhow::Error) -> u8 {
     }
     if error.downcast_ref::<tracer::Error>().is_some() {
         return BAD_INPUT;
+    }
+    if let Some(error) = error.downcast_ref::<analysis::Error>() {
+        return if error.is_bad_input() {
+            BAD_INPUT
+        } else {
+            FAILURE
+        };
     }
     match error.downcast_ref::<llama_rs::Error>() {
         Some(error) if is_bad_input(error) => BAD_INPUT,

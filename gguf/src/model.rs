@@ -184,7 +184,10 @@ fn split_prefix(first: &Gguf, path: &Path, count: u16) -> Result<PathBuf, Error>
 /// The path of part `part` of `count` without what [`part_path`] adds, if that is how it ends.
 fn strip_part(path: &Path, part: u32, count: u16) -> Option<PathBuf> {
     let suffix = format!("-{part:05}-of-{count:05}.gguf");
-    let prefix = path.as_os_str().as_bytes().strip_suffix(suffix.as_bytes())?;
+    let prefix = path
+        .as_os_str()
+        .as_bytes()
+        .strip_suffix(suffix.as_bytes())?;
     let named = !prefix.is_empty() && !prefix.ends_with(b"/");
     named.then(|| PathBuf::from(OsString::from_vec(prefix.to_vec())))
 }
