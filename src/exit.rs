@@ -36,10 +36,23 @@ pub(crate) fn code(result: anyhow::Result<Outcome>) -> ExitCode {
         Ok(Outcome::Done) => ExitCode::SUCCESS,
         Ok(Outcome::Interrupted) => ExitCode::from(INTERRUPTED),
         Err(error) => {
-            note(format_args!("error: {error:#}"));
+            note(format_args!("error: {}", message(&error)));
             ExitCode::from(class(&error))
         }
     }
+}
+
+/// The error and its causes. Many errors end with their cause's words; those are said once.
+fn message(error: &anyhow::Error) -> String {
+    let mut message = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if message.is_empty() {
+            message = cause;
+        } else if !message.contains(&cause) {
+            message = format!("{message}: {cause}");
+        }
+    }
+    message
 }
 
 fn class(error: &anyhow::Error) -> u8 {
@@ -84,6 +97,18 @@ fn is_bad_input(error: &llama_rs::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn causes_are_said_once() {
+        let cause = std::io::Error::other("no such file");
+        let open = tracer::Error::Io {
+            path: "a".into(),
+            action: "open",
+            source: cause,
+        };
+        let error = anyhow::Error::new(open).context("the log");
+        assert_eq!(message(&error), "the log: a: cannot open: no such file");
+    }
 
     #[test]
     fn classes() {

@@ -142,6 +142,14 @@ impl Write for Sink {
     }
 }
 
+/// The system's answer inside: the csv crate's own conversion hides its kind.
+pub(crate) fn csv_error(error: csv::Error) -> io::Error {
+    match error.into_kind() {
+        csv::ErrorKind::Io(error) => error,
+        other => io::Error::other(format!("{other:?}")),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -8,7 +8,7 @@ use csv::ByteRecord;
 use super::columns::{COLUMNS, Kind, Value, row};
 use crate::Result;
 use crate::log::{Entry, Log, Weights};
-use crate::output::Sink;
+use crate::output::{Sink, csv_error};
 
 pub(super) fn write(log: &Log, sink: Sink) -> Result<()> {
     let explain = sink.explain();
@@ -16,7 +16,7 @@ pub(super) fn write(log: &Log, sink: Sink) -> Result<()> {
     // The sink is buffered already; what the csv crate adds is handed over at the end.
     let mut csv = csv::Writer::from_writer(sink);
     csv.write_record(COLUMNS.map(|column| column.name))
-        .map_err(|error| explain(error.into()))?;
+        .map_err(|error| explain(csv_error(error)))?;
     let mut fields = ByteRecord::new();
     let mut number = Vec::new();
     log.for_each(&weights, |entry| {
@@ -26,7 +26,7 @@ pub(super) fn write(log: &Log, sink: Sink) -> Result<()> {
                 push(&mut fields, column.kind, &value, &mut number).map_err(&explain)?;
             }
             csv.write_byte_record(&fields)
-                .map_err(|error| explain(error.into()))?;
+                .map_err(|error| explain(csv_error(error)))?;
         }
         Ok(ControlFlow::Continue(()))
     })?;

@@ -148,13 +148,16 @@ impl Info {
             let (Entry::Mark { record, .. } | Entry::Access(super::Access { record, .. })) = &entry;
             by_op[usize::from(record.op.0)] += 1;
             first_ns = first_ns.min(record.time_ns);
-            let took_ns = match record.op {
-                // These have another number in this field.
-                Op::STEP_TOKEN => 0,
-                _ => u64::from(record.duration_ns),
-            };
-            last_ns = last_ns.max(record.time_ns.saturating_add(took_ns));
-            if last_step != Some(record.step) {
+            // Other marks have other numbers in these fields.
+            let is_access = !record.op.is_mark();
+            if is_access || record.op == Op::STEP_END {
+                let took_ns = u64::from(record.duration_ns);
+                last_ns = last_ns.max(record.time_ns.saturating_add(took_ns));
+            } else {
+                last_ns = last_ns.max(record.time_ns);
+            }
+            let is_of_step = is_access || [Op::STEP_BEGIN, Op::STEP_END].contains(&record.op);
+            if is_of_step && last_step != Some(record.step) {
                 last_step = Some(record.step);
                 self.n_steps += 1;
             }

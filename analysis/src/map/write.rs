@@ -6,7 +6,7 @@ use serde::Serialize;
 use tracer::{Extent, Tensor};
 
 use super::{Component, ModelMap, slice_kind};
-use crate::output::Sink;
+use crate::output::{Sink, csv_error};
 use crate::text::{Table, hex, size};
 use crate::{Result, Target};
 
@@ -114,7 +114,7 @@ impl ModelMap {
         let explain = sink.explain();
         match format {
             Format::Text => self.write_text(&mut sink),
-            Format::Csv => self.write_csv(&mut sink),
+            Format::Csv => self.write_csv(&mut sink).map_err(csv_error),
             Format::Json => self.write_json(&mut sink),
         }
         .map_err(explain)?;
@@ -134,7 +134,7 @@ impl ModelMap {
         dims.join("x")
     }
 
-    fn write_csv(&self, sink: &mut impl Write) -> io::Result<()> {
+    fn write_csv(&self, sink: &mut impl Write) -> csv::Result<()> {
         let mut csv = csv::Writer::from_writer(sink);
         let extents_column = self.has_extents().then_some("n_extents");
         csv.write_record(COLUMNS.into_iter().chain(extents_column))?;
@@ -155,7 +155,7 @@ impl ModelMap {
             }
             csv.write_record(None::<&[u8]>)?;
         }
-        csv.flush()
+        Ok(csv.flush()?)
     }
 
     fn write_json(&self, sink: &mut impl Write) -> io::Result<()> {
