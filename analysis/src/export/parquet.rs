@@ -18,7 +18,7 @@ use crate::log::{Entry, Log, Weights};
 use crate::output::Sink;
 use crate::text::hex;
 
-/// Rows of a group, which is in memory as a whole: about 50 MiB.
+/// Rows of a group, which is in memory as a whole: about 80 MiB.
 const GROUP_ROWS: usize = 1 << 18;
 
 pub(super) fn write(log: &Log, sink: Sink) -> Result<()> {
