@@ -1,11 +1,16 @@
 //! What the user can type.
 
+mod answers;
 mod simulate;
 
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use llama_rs::Prefetch;
+
+pub(crate) use answers::{
+    DumpArgs, ExportArgs, ExportFormat, InfoArgs, InfoFormat, LogArgs, MapArgs, MapFormat,
+};
 
 use crate::version;
 
@@ -49,6 +54,14 @@ pub(crate) enum Command {
     Record(RecordArgs),
     /// Simulate caches of experts on a routing trace or an access log.
     Simulate(SimulateArgs),
+    /// Show where a model's tensors are in its files.
+    Map(MapArgs),
+    /// Turn a log into CSV, Parquet or a trace for Perfetto.
+    Export(ExportArgs),
+    /// Print the records of a log.
+    Dump(DumpArgs),
+    /// Say what a log holds.
+    Info(InfoArgs),
 }
 
 const RECORD_EXAMPLES: &str = "\

@@ -25,16 +25,37 @@ pub(crate) const FAILURE: u8 = 1;
 pub(crate) const BAD_INPUT: u8 = 2;
 const INTERRUPTED: u8 = 130;
 
+/// The end of a verb that writes an answer. That its reader went away is no error.
+pub(crate) fn answered(result: analysis::Result<()>) -> anyhow::Result<Outcome> {
+    match result {
+        Err(error) if !error.is_broken_pipe() => Err(error.into()),
+        _ => Ok(Outcome::Done),
+    }
+}
+
 /// Prints the error, if there is one, and maps the end of a verb to an exit code.
 pub(crate) fn code(result: anyhow::Result<Outcome>) -> ExitCode {
     match result {
         Ok(Outcome::Done) => ExitCode::SUCCESS,
         Ok(Outcome::Interrupted) => ExitCode::from(INTERRUPTED),
         Err(error) => {
-            note(format_args!("error: {error:#}"));
+            note(format_args!("error: {}", message(&error)));
             ExitCode::from(class(&error))
         }
     }
+}
+
+/// The error and its causes. Many errors end with their cause's words; those are said once.
+fn message(error: &anyhow::Error) -> String {
+    let mut message = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if message.is_empty() {
+            message = cause;
+        } else if !message.contains(&cause) {
+            message = format!("{message}: {cause}");
+        }
+    }
+    message
 }
 
 fn class(error: &anyhow::Error) -> u8 {
@@ -46,6 +67,13 @@ fn class(error: &anyhow::Error) -> u8 {
         || error.downcast_ref::<SimulateError>().is_some()
     {
         return BAD_INPUT;
+    }
+    if let Some(error) = error.downcast_ref::<analysis::Error>() {
+        return if error.is_bad_input() {
+            BAD_INPUT
+        } else {
+            FAILURE
+        };
     }
     match error.downcast_ref::<llama_rs::Error>() {
         Some(error) if is_bad_input(error) => BAD_INPUT,
@@ -75,6 +103,18 @@ fn is_bad_input(error: &llama_rs::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn causes_are_said_once() {
+        let cause = std::io::Error::other("no such file");
+        let open = tracer::Error::Io {
+            path: "a".into(),
+            action: "open",
+            source: cause,
+        };
+        let error = anyhow::Error::new(open).context("the log");
+        assert_eq!(message(&error), "the log: a: cannot open: no such file");
+    }
 
     #[test]
     fn classes() {

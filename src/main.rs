@@ -1,7 +1,11 @@
 //! The `faultline` command line. Each verb has a file of its own; this one only starts them.
 
 mod cli;
+mod dump;
 mod exit;
+mod export;
+mod info;
+mod map;
 mod output;
 mod progress;
 mod record;
@@ -20,6 +24,10 @@ fn main() -> ExitCode {
         cli::Command::Run(run) => run::run(run, started, None),
         cli::Command::Record(record) => record::run(record, started),
         cli::Command::Simulate(simulate) => simulate::run(simulate),
+        cli::Command::Map(map) => map::run(map),
+        cli::Command::Export(export) => export::run(export),
+        cli::Command::Dump(dump) => dump::run(dump),
+        cli::Command::Info(info) => info::run(info),
     };
     exit::code(result)
 }

@@ -1,7 +1,22 @@
 //! Answers from GGUF files, access logs and routing traces.
 //!
+//! [`map`] is the structure of a model's files; [`log`] reads an access log as rows that name tensor, slice,
+//! place and token; [`export`] writes those rows as CSV, Parquet or a Chrome trace.
+//!
 //! Nothing here links llama.cpp, and logs are streamed: they may be larger than memory.
 #![deny(missing_docs)]
 
+mod error;
+pub mod export;
+pub mod log;
+pub mod map;
+mod output;
 pub mod routing;
 pub mod simulate;
+mod text;
+
+pub use error::Error;
+pub use output::Target;
+
+/// What most functions of this crate return.
+pub type Result<T> = std::result::Result<T, Error>;

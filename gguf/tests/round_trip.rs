@@ -236,6 +236,11 @@ fn a_split_set_is_the_same_model() {
         assert_eq!(parts.len(), usize::from(count));
         let set = ModelFiles::open(&parts[0]).unwrap();
         assert_eq!(set.parts.len(), usize::from(count));
+        for part in &parts {
+            let from_part = ModelFiles::open_from_any_part(part).unwrap();
+            assert_eq!(from_part.metadata().path(), parts[0]);
+            assert_eq!(from_part.parts.len(), set.parts.len());
+        }
         assert!(set.parts.iter().all(|p| !p.tensors().is_empty()));
         assert_eq!(set.metadata().architecture(), Some("test"));
         for ((_, a), (part, b)) in whole.tensors().zip(set.tensors()) {

@@ -64,9 +64,12 @@
 mod clock;
 mod codec;
 mod error;
+#[cfg(not(loom))]
+mod extents;
 mod header;
 #[cfg(not(loom))]
 mod map;
+mod model;
 mod reader;
 mod record;
 #[cfg(all(feature = "record", not(loom)))]
@@ -82,11 +85,14 @@ mod writer;
 #[cfg(not(loom))]
 pub use clock::Clock;
 pub use error::Error;
+#[cfg(not(loom))]
+pub use extents::{Extent, ExtentFlags, extents, extents_of};
 pub use header::{Header, OnFull, State, VERSION_MAJOR, VERSION_MINOR};
+pub use model::{SliceKind, tables};
 pub use reader::{Chunks, LogReader, Records};
 pub use record::{Access, Flags, Node, Op, RECORD_BYTES, Record, WHOLE};
 #[cfg(all(feature = "record", not(loom)))]
-pub use recorder::{Recorder, tables};
+pub use recorder::Recorder;
 pub use source::Source;
 pub use tables::{
     EXTRA_NAME_BYTES_MAX, Extra, ExtraKind, MAX_TABLE_BYTES, ModelFile, Tables, Tensor,
