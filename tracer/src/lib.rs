@@ -67,6 +67,8 @@ mod error;
 mod header;
 #[cfg(not(loom))]
 mod map;
+mod marks;
+mod places;
 mod reader;
 mod record;
 #[cfg(all(feature = "record", not(loom)))]
@@ -81,8 +83,10 @@ mod writer;
 pub use clock::Clock;
 pub use error::Error;
 pub use header::{Header, OnFull, State, VERSION_MAJOR, VERSION_MINOR};
+pub use marks::{BlockRead, Fault, FaultsElsewhere, KernelMark, MARK_PAGE_BYTES, Resident};
+pub use places::{Places, bytes_of};
 pub use reader::{Chunks, LogReader, Records};
-pub use record::{Access, Flags, Node, Op, RECORD_BYTES, Record, WHOLE};
+pub use record::{Access, Flags, NO_STEP, Node, Op, RECORD_BYTES, Record, WHOLE};
 #[cfg(all(feature = "record", not(loom)))]
 pub use recorder::{Recorder, tables};
 pub use source::Source;
