@@ -61,6 +61,20 @@ impl ModelFiles {
         Ok(ModelFiles { parts, own_output })
     }
 
+    /// As [`ModelFiles::open`], but `path` may be any part of a split set.
+    ///
+    /// # Errors
+    /// As [`ModelFiles::open`].
+    pub fn open_from_any_part(path: &Path) -> Result<ModelFiles, Error> {
+        let part = Gguf::open(path)?;
+        let number = u16_key(&part, "split.no")?.unwrap_or(0);
+        let count = u16_key(&part, "split.count")?.unwrap_or(0);
+        match strip_part(path, u32::from(number) + 1, count) {
+            Some(prefix) if number > 0 => ModelFiles::open(&part_path(&prefix, 1, count)),
+            _ => ModelFiles::open(path),
+        }
+    }
+
     /// The file that holds the model's metadata.
     pub fn metadata(&self) -> &Gguf {
         &self.parts[0]
@@ -148,15 +162,8 @@ fn split_prefix(first: &Gguf, path: &Path, count: u16) -> Result<PathBuf, Error>
     let number = u16_key(first, "split.no")?
         .ok_or_else(|| Error::split(path, "has the key split.count but no split.no"))?;
     let part = u32::from(number) + 1;
-    let bytes = path.as_os_str().as_bytes();
-    let strip = |part: u32| {
-        let suffix = format!("-{part:05}-of-{count:05}.gguf");
-        let prefix = bytes.strip_suffix(suffix.as_bytes())?;
-        let named = !prefix.is_empty() && !prefix.ends_with(b"/");
-        named.then(|| PathBuf::from(OsString::from_vec(prefix.to_vec())))
-    };
     if number != 0 {
-        let hint = match strip(part) {
+        let hint = match strip_part(path, part, count) {
             Some(prefix) => part_path(&prefix, 1, count).display().to_string(),
             None => "the first part".to_owned(),
         };
@@ -165,13 +172,21 @@ fn split_prefix(first: &Gguf, path: &Path, count: u16) -> Result<PathBuf, Error>
             format!("is part {part} of {count}; open {hint} instead"),
         ));
     }
-    strip(part).ok_or_else(|| {
+    strip_part(path, part, count).ok_or_else(|| {
         let problem = format!(
             "is part 1 of {count}, but its name does not end with \"-00001-of-{count:05}.gguf\", \
              so the other parts cannot be found"
         );
         Error::split(path, problem)
     })
+}
+
+/// The path of part `part` of `count` without what [`part_path`] adds, if that is how it ends.
+fn strip_part(path: &Path, part: u32, count: u16) -> Option<PathBuf> {
+    let suffix = format!("-{part:05}-of-{count:05}.gguf");
+    let prefix = path.as_os_str().as_bytes().strip_suffix(suffix.as_bytes())?;
+    let named = !prefix.is_empty() && !prefix.ends_with(b"/");
+    named.then(|| PathBuf::from(OsString::from_vec(prefix.to_vec())))
 }
 
 /// Fails if a file is not the part that its name says.

@@ -64,11 +64,14 @@
 mod clock;
 mod codec;
 mod error;
+#[cfg(not(loom))]
+mod extents;
 mod header;
 #[cfg(not(loom))]
 mod map;
 mod marks;
 mod places;
+mod model;
 mod reader;
 mod record;
 #[cfg(all(feature = "record", not(loom)))]
@@ -82,13 +85,16 @@ mod writer;
 #[cfg(not(loom))]
 pub use clock::Clock;
 pub use error::Error;
+#[cfg(not(loom))]
+pub use extents::{Extent, ExtentFlags, extents, extents_of};
 pub use header::{Header, OnFull, State, VERSION_MAJOR, VERSION_MINOR};
 pub use marks::{BlockRead, Fault, FaultsElsewhere, KernelMark, MARK_PAGE_BYTES, Resident};
 pub use places::{Places, bytes_of};
+pub use model::{SliceKind, tables};
 pub use reader::{Chunks, LogReader, Records};
 pub use record::{Access, Flags, NO_STEP, Node, Op, RECORD_BYTES, Record, WHOLE};
 #[cfg(all(feature = "record", not(loom)))]
-pub use recorder::{Recorder, tables};
+pub use recorder::Recorder;
 pub use source::Source;
 pub use tables::{
     EXTRA_NAME_BYTES_MAX, Extra, ExtraKind, MAX_TABLE_BYTES, ModelFile, Tables, Tensor,

@@ -1,4 +1,4 @@
-//! The only unsafe code: a file that is mapped for writing.
+//! A file that is mapped for writing: the only unsafe code of the log.
 
 use std::fs::File;
 use std::ptr::NonNull;

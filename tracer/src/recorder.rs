@@ -4,14 +4,14 @@ use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::path::Path;
 
-use gguf::ModelFiles;
 use llama_rs::{
     AccessReader, Model, NodeObserver, NodeRef, Pending, Phase, Step, TensorKey, WeightRef, Which,
 };
 
+use crate::model::layer_and_component;
 use crate::{
-    Access, Extra, ExtraKind, Flags, LogWriter, ModelFile, Node, OnFull, Op, Progress, Record,
-    Result, Summary, Tables, Tensor, WHOLE,
+    Access, Extra, ExtraKind, Flags, LogWriter, Node, OnFull, Op, Progress, Record, Result,
+    Summary, WHOLE, tables,
 };
 
 /// Records for which pages are made ready between two decodes.
@@ -319,64 +319,6 @@ impl NodeObserver for Recorder {
     }
 }
 
-/// What a log knows about a model's files.
-pub fn tables(files: &ModelFiles) -> Tables {
-    let model_file = |part: &gguf::Gguf| ModelFile {
-        path: part.path().display().to_string(),
-        size_bytes: part.file_size(),
-    };
-    let tensor = |(part, info): (usize, &gguf::TensorInfo)| {
-        let (layer, component) = layer_and_component(&info.name);
-        let n_slices = slices(&info.name, &info.dims);
-        Tensor {
-            name: info.name.clone(),
-            file: part as u32,
-            offset_bytes: info.offset,
-            size_bytes: info.size_bytes,
-            ggml_type: info.ggml_type.0,
-            type_name: info.ggml_type.name().unwrap_or("unknown").to_owned(),
-            slice_stride_bytes: info.size_bytes / u64::from(n_slices),
-            n_slices,
-            layer,
-            component: component.to_owned(),
-        }
-    };
-    Tables {
-        files: files.parts.iter().map(model_file).collect(),
-        tensors: files.tensors().map(tensor).collect(),
-        ..Tables::default()
-    }
-}
-
-/// Slices of a tensor: matrices of experts, rows of their biases and of the token embedding.
-fn slices(name: &str, dims: &[u64]) -> u32 {
-    let n = match dims {
-        [_, _, n] if gguf::is_expert_name(name) => *n,
-        [_, n] if name == "token_embd.weight" || name.ends_with("_exps.bias") => *n,
-        _ => 1,
-    };
-    u32::try_from(n.max(1)).unwrap_or(1)
-}
-
-/// `blk.7.attn_q.weight` is `attn_q` of layer 7; `output_norm.weight` is `output_norm` of no layer (-1).
-fn layer_and_component(name: &str) -> (i32, &str) {
-    let (layer, rest) = match name
-        .strip_prefix("blk.")
-        .and_then(|rest| rest.split_once('.'))
-    {
-        Some((layer, rest)) => match layer.parse() {
-            Ok(layer) => (layer, rest),
-            Err(_) => (-1, name),
-        },
-        None => (-1, name),
-    };
-    let component = rest
-        .strip_suffix(".weight")
-        .or_else(|| rest.strip_suffix(".bias"))
-        .unwrap_or(rest);
-    (layer, component)
-}
-
 /// Told by the names that llama.cpp gives: `….lora_a`, `….lora_b`; `attn_rot…` for the rotation of a quantized KV cache.
 fn extra_kind(name: &str) -> ExtraKind {
     if name.ends_with(".lora_a") || name.ends_with(".lora_b") {
@@ -391,29 +333,6 @@ fn extra_kind(name: &str) -> ExtraKind {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn names_tell_layer_and_component() {
-        assert_eq!(layer_and_component("blk.7.attn_q.weight"), (7, "attn_q"));
-        assert_eq!(
-            layer_and_component("blk.23.ffn_down_exps.bias"),
-            (23, "ffn_down_exps")
-        );
-        assert_eq!(
-            layer_and_component("output_norm.weight"),
-            (-1, "output_norm")
-        );
-        assert_eq!(layer_and_component("blk.x.y"), (-1, "blk.x.y"));
-        assert_eq!(layer_and_component("rope_freqs"), (-1, "rope_freqs"));
-    }
-
-    #[test]
-    fn slices_are_experts_and_rows() {
-        assert_eq!(slices("blk.0.ffn_up_exps.weight", &[64, 32, 8]), 8);
-        assert_eq!(slices("blk.0.ffn_up_exps.bias", &[32, 8]), 8);
-        assert_eq!(slices("token_embd.weight", &[64, 1000]), 1000);
-        assert_eq!(slices("output.weight", &[64, 1000]), 1);
-    }
 
     #[test]
     fn names_tell_where_an_extra_tensor_comes_from() {
