@@ -9,7 +9,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::header::{
-    ADDRESSES_MAX, ADDRESSES_OFFSET, CLOSED_NS_OFFSET, Fixed, HEAD_OFFSET, N_EXTRAS_OFFSET, OnFull, REFUSED_OFFSET, STATE_OFFSET,
+    ADDRESSES_MAX, ADDRESSES_OFFSET, CLOSED_NS_OFFSET, Fixed, HEAD_OFFSET, N_EXTRAS_OFFSET, OnFull,
+    REFUSED_OFFSET, STATE_OFFSET,
 };
 use crate::map::Map;
 use crate::ring::{oldest, publish};
