@@ -38,7 +38,9 @@ fn class(error: &anyhow::Error) -> u8 {
     if error.downcast_ref::<BadInput>().is_some() {
         return BAD_INPUT;
     }
-    if error.downcast_ref::<tracer::Error>().is_some() {
+    if error.downcast_ref::<tracer::Error>().is_some()
+        || error.downcast_ref::<tracer::KernelError>().is_some()
+    {
         return BAD_INPUT;
     }
     match error.downcast_ref::<llama_rs::Error>() {
