@@ -37,7 +37,8 @@ pub struct Fault {
 pub struct BlockRead {
     /// When the request was issued to the device, in nanoseconds since the log's epoch.
     pub time_ns: u64,
-    /// From there until the device had completed it; `u32::MAX` stands for 4.29 s or more.
+    /// From there until the device had completed it; `u32::MAX` stands for 4.29 s or more, or for a completion that was
+    /// not seen.
     pub latency_ns: u32,
     /// Index of the file.
     pub file: u32,

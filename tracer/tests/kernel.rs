@@ -57,6 +57,7 @@ fn record(options: &KernelOptions, page_by_page: bool) -> Recorded {
 
     let log = folder.path().join("run.ftrace");
     let files = gguf::ModelFiles::open(&path).unwrap();
+    forget(&path);
     let mut recorder = Recorder::open(&log, &files, 16 << 20, OnFull::Wrap).unwrap();
     recorder.watch_kernel(options).unwrap();
     let params = ModelParams {

@@ -4,8 +4,8 @@ use std::collections::VecDeque;
 
 use crate::{Flags, NO_STEP};
 
-/// Steps that are remembered: an event comes to the log at most a few steps late.
-const STEPS_MAX: usize = 64;
+/// Steps that are remembered: an event comes to the log at most some seconds late.
+const STEPS_MAX: usize = 4096;
 
 /// The beginnings of the last steps.
 #[derive(Debug, Default)]
@@ -55,10 +55,10 @@ mod tests {
         assert_eq!(steps.at(10), (0, Flags::PROMPT));
         assert_eq!(steps.at(19), (0, Flags::PROMPT));
         assert_eq!(steps.at(1000), (1, Flags::default()));
-        for step in 2..200 {
+        for step in 2..5000 {
             steps.begin(u64::from(step) * 10, step, Flags::default());
         }
-        assert_eq!(steps.at(1995).0, 199);
-        assert_eq!(steps.at(5).0, 200 - STEPS_MAX as u32);
+        assert_eq!(steps.at(49_995).0, 4999);
+        assert_eq!(steps.at(5).0, 5000 - STEPS_MAX as u32);
     }
 }
