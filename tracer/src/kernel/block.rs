@@ -26,6 +26,10 @@ const IN_FLIGHT_MAX: usize = 1 << 16;
 /// which is where a device's interrupt often comes. Its latency is not known then.
 const UNSEEN_NS: u64 = 1_000_000_000;
 
+/// A request that is issued again after less than this was put back because the device's queue was full; the kernel tries
+/// again within some milliseconds. Later, the same place is read a second time.
+const REQUEUE_NS: u64 = 20_000_000;
+
 /// Longest read that one mark holds.
 const MARK_BYTES_MAX: u64 = u16::MAX as u64 * MARK_PAGE_BYTES;
 
@@ -155,7 +159,9 @@ impl Blocks {
                 self.give_up(queue, u64::MAX);
             }
             let issued = (event.time_ns, event.n_sectors);
-            if let Some((issued_ns, n_sectors)) = self.in_flight.insert(place, issued) {
+            if let Some((issued_ns, n_sectors)) = self.in_flight.insert(place, issued)
+                && event.time_ns.saturating_sub(issued_ns) > REQUEUE_NS
+            {
                 self.push(queue, place, n_sectors, issued_ns, u32::MAX);
             }
             return;

@@ -9,7 +9,6 @@ use std::io;
 pub struct KernelError {
     what: String,
     reason: String,
-    source: Option<io::Error>,
 }
 
 impl KernelError {
@@ -17,16 +16,12 @@ impl KernelError {
         KernelError {
             what: what.into(),
             reason: reason.into(),
-            source: None,
         }
     }
 
     /// A step that failed, as a verb phrase, and the system's answer.
     pub(super) fn system(what: &str, action: &str, error: &io::Error) -> KernelError {
-        KernelError {
-            source: clone(error),
-            ..KernelError::new(what, format!("cannot {action}: {error}"))
-        }
+        KernelError::new(what, format!("cannot {action}: {error}"))
     }
 
     /// perf_event_open(2), or mapping its ring, failed.
@@ -34,15 +29,8 @@ impl KernelError {
         let paranoid = std::fs::read_to_string("/proc/sys/kernel/perf_event_paranoid")
             .ok()
             .and_then(|text| text.trim().parse().ok());
-        KernelError {
-            source: clone(error),
-            ..KernelError::new(what, perf_reason(what, error, paranoid))
-        }
+        KernelError::new(what, perf_reason(what, error, paranoid))
     }
-}
-
-fn clone(error: &io::Error) -> Option<io::Error> {
-    error.raw_os_error().map(io::Error::from_raw_os_error)
 }
 
 /// What is watched of the whole machine, and not of this process alone.
@@ -98,10 +86,7 @@ pub(super) fn tracefs(path: &std::path::Path, error: &io::Error) -> KernelError 
         ),
         _ => format!("cannot read {path}: {error}"),
     };
-    KernelError {
-        source: clone(error),
-        ..KernelError::new(BLOCK, reason)
-    }
+    KernelError::new(BLOCK, reason)
 }
 
 /// The running program's path, for a command that a person can copy.
