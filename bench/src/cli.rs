@@ -21,6 +21,7 @@ EXAMPLES:
   bench -m model.gguf --prefetch=all --budget 7000MB --readahead 128KiB,8MiB
   bench make-model --shape gpt-oss-20b -o gpt-oss-20b.gguf
   bench overhead -m model.gguf --llama-bench path/to/llama-bench
+  bench trace-cost -m model.gguf
 
 Sizes: K, M, G and KiB, MiB, GiB are powers of 1024; KB, MB, GB are powers of 1000.
 
@@ -47,6 +48,14 @@ pub(crate) enum Command {
     MakeModel(MakeModelArgs),
     /// Compare the wrapper's decode speed with the patched llama-bench's, in alternating pairs
     Overhead(OverheadArgs),
+    /// Measure what recording every access costs, and what the hooks cost while nothing is recorded
+    TraceCost(TraceCostArgs),
+    /// The process that decodes blocks for trace-cost
+    #[command(hide = true)]
+    Blocks {
+        /// What to do, as JSON.
+        spec: String,
+    },
     /// The process that is measured
     #[command(hide = true)]
     Worker {
@@ -185,6 +194,40 @@ pub(crate) struct OverheadArgs {
     /// A run that takes longer is stopped
     #[arg(long, value_name = "SECONDS", default_value_t = 1800, value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) timeout: u64,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TraceCostArgs {
+    /// Model file
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) model: PathBuf,
+    /// bench/native/blocks.cpp built against the unpatched source (scripts/trace-cost.sh builds both and calls this)
+    #[arg(long, value_name = "FILE")]
+    pub(crate) unpatched: Option<PathBuf>,
+    /// The same program built against the patched source
+    #[arg(long, value_name = "FILE")]
+    pub(crate) patched: Option<PathBuf>,
+    /// Tokens of a block
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub(crate) n_tokens: u32,
+    /// Threads [default: one for each physical core]
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=512))]
+    threads: Option<u32>,
+    /// How often the processes are started
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub(crate) rounds: u32,
+    /// Blocks of each row in a round
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub(crate) blocks: u32,
+    /// Print JSON instead of Markdown
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+impl TraceCostArgs {
+    pub(crate) fn n_threads(&self) -> u32 {
+        self.threads.unwrap_or_else(host::default_threads)
+    }
 }
 
 /// A measurement as asked for, checked.

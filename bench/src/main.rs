@@ -22,6 +22,7 @@ mod sample;
 mod size;
 mod spec;
 mod stats;
+mod trace_cost;
 mod worker;
 
 use std::process::ExitCode;
@@ -39,6 +40,9 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     if let Some(Command::Worker { spec }) = &cli.command {
         return worker::main(spec);
+    }
+    if let Some(Command::Blocks { spec }) = &cli.command {
+        return worker::blocks::main(spec);
     }
     match run(cli) {
         Ok(code) => code,
@@ -58,7 +62,8 @@ fn run(cli: Cli) -> Result<ExitCode> {
     match cli.command {
         Some(Command::MakeModel(args)) => models::make(&args).map(|()| ExitCode::SUCCESS),
         Some(Command::Overhead(args)) => overhead::run(&args).map(|()| ExitCode::SUCCESS),
-        Some(Command::Worker { .. }) => {
+        Some(Command::TraceCost(args)) => trace_cost::run(&args).map(|()| ExitCode::SUCCESS),
+        Some(Command::Worker { .. } | Command::Blocks { .. }) => {
             unreachable!("handled before a signal handler is installed")
         }
         None => measure::run(&cli.run),

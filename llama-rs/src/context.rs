@@ -343,15 +343,11 @@ impl<'model> Context<'model> {
     /// [`Error::ContextCreation`] when the CPU backend lacks the function.
     pub fn set_observer<O: NodeObserver + 'static>(&mut self, observer: O) -> Result<()> {
         let state = ObserverState::new(observer);
-        // SAFETY: the context is alive and computes nothing now; the callback is the one for `state`, which is kept in
-        // `self` until after the C context is freed or the callback was replaced.
-        let known = unsafe {
-            sys::llama_set_tensor_trace(
-                self.raw(),
-                ObserverState::<O>::callback(),
-                state.user_data(),
-            )
-        };
+        let interface = ObserverState::<O>::interface();
+        // SAFETY: the context is alive and computes nothing now; llama.cpp copies the interface; its user data is pinned in
+        // `state`, which is kept in `self` until after the C context is freed or another observer is set.
+        let known =
+            unsafe { sys::llama_set_tensor_trace(self.raw(), &interface, state.user_data()) };
         if !known {
             return Err(Error::ContextCreation {
                 reason: "the CPU backend has no tensor trace".to_owned(),
@@ -380,7 +376,7 @@ impl<'model> Context<'model> {
     fn stop_trace(&mut self) {
         // SAFETY: the context is alive; NULL turns the trace off. The CPU backend has finished when llama_decode returns, so
         // no callback is running.
-        unsafe { sys::llama_set_tensor_trace(self.raw(), None, std::ptr::null_mut()) };
+        unsafe { sys::llama_set_tensor_trace(self.raw(), std::ptr::null(), std::ptr::null_mut()) };
     }
 
     /// Ends a running [`decode`](Context::decode) with [`Error::Aborted`] soon after `flag` becomes true, and every later

@@ -9,7 +9,7 @@
 //! | [`Batch`] | `llama_batch` | plain memory |
 //! | [`Sampler`] | `llama_sampler` | `Send` |
 //! | [`SliceProvider`] | `ggml_backend_cpu_lazy_i` | gives the bytes of weights that are loaded on demand |
-//! | [`NodeObserver`] | `ggml_backend_cpu_trace_callback` | watches the nodes, and with [`AccessReader`] the weights that they read |
+//! | [`NodeObserver`] | `ggml_backend_cpu_trace_i` | watches the nodes, and with [`AccessReader`] the weights that they read |
 //!
 //! A file is examined in Rust before llama.cpp sees it, arguments are checked, C++ exceptions are caught in a shim, and a
 //! panic in a callback becomes [`Error::CallbackPanicked`]. `docs/safety.md` in the repository has the reasoning and says
@@ -77,7 +77,7 @@ pub use generate::{Generated, Generation, Stop, generate};
 pub use logs::route_logs;
 pub use memory::{BufferUse, Perf};
 pub use model::Model;
-pub use observer::{NodeObserver, Pending};
+pub use observer::{GraphRef, NodeObserver, Pending};
 pub use params::{
     ContextParams, FlashAttention, LoadMode, MAX_CONTEXT_TOKENS, MAX_SEQUENCES, MAX_THREADS,
     ModelParams, Prefetch, default_threads,

@@ -7,6 +7,7 @@ use std::cell::UnsafeCell;
 use std::ffi::c_void;
 use std::fmt;
 use std::marker::PhantomPinned;
+use std::num::NonZeroU64;
 use std::pin::Pin;
 
 use llama_sys as sys;
@@ -22,8 +23,9 @@ use crate::tensors::NodeRef;
 /// For each decode the calls are
 ///
 /// 1. [`step_begin`](NodeObserver::step_begin), before llama.cpp sees the batch,
-/// 2. for each ubatch [`graph_begin`](NodeObserver::graph_begin), and then for its nodes, in the order of the computation,
-///    [`before`](NodeObserver::before) and [`after`](NodeObserver::after),
+/// 2. for each ubatch [`graph_begin`](NodeObserver::graph_begin), and then for those of its nodes that
+///    [are wanted](NodeObserver::is_wanted), in the order of the computation, [`before`](NodeObserver::before) and
+///    [`after`](NodeObserver::after),
 /// 3. [`step_end`](NodeObserver::step_end).
 ///
 /// The other threads wait in a barrier for what `before` and `after` take, so both must be short and must not wait. Reading
@@ -57,14 +59,22 @@ pub trait NodeObserver: Send {
         let _ = step;
     }
 
-    /// A graph of `n_nodes` nodes begins: one ubatch. A change of the KV cache that llama.cpp puts off until a decode (a shift)
-    /// is a graph, too, which reads no token embedding.
-    fn graph_begin(&mut self, n_nodes: usize) {
-        let _ = n_nodes;
+    /// A graph begins: one ubatch. A change of the KV cache that llama.cpp puts off until a decode (a shift) is a graph, too,
+    /// which reads no token embedding.
+    fn graph_begin(&mut self, graph: &GraphRef<'_>) {
+        let _ = graph;
     }
 
-    /// Nodes are about to be computed: several where the CPU backend fuses them into one computation. Nodes that compute
-    /// nothing, such as views, are left out.
+    /// Whether [`before`](NodeObserver::before) and [`after`](NodeObserver::after) are to be called for a node. Nodes that
+    /// are not wanted cost nothing. Asked after `graph_begin` for every node of a new graph; of graphs with an
+    /// [id](GraphRef::id) the answers are kept.
+    fn is_wanted(&mut self, node: NodeRef<'_>) -> bool {
+        let _ = node;
+        true
+    }
+
+    /// Nodes are about to be computed: several where the CPU backend fuses them into one computation, of which at least one is
+    /// wanted. Nodes that compute nothing, such as views, are left out.
     fn before(&mut self, pending: &Pending<'_>) {
         let _ = pending;
     }
@@ -81,18 +91,44 @@ pub trait NodeObserver: Send {
     }
 }
 
+/// A graph that is about to be computed.
+#[derive(Clone, Copy, Debug)]
+pub struct GraphRef<'a> {
+    nodes: &'a [NodeRef<'a>],
+    id: Option<NonZeroU64>,
+}
+
+impl<'a> GraphRef<'a> {
+    /// All nodes, those included that compute nothing.
+    pub fn nodes(&self) -> &'a [NodeRef<'a>] {
+        self.nodes
+    }
+
+    /// Tells a graph that is computed again: graphs of one process with the same id have the same nodes, which read the same
+    /// tensors. While a model decodes token by token llama.cpp computes one graph again and again.
+    pub fn id(&self) -> Option<NonZeroU64> {
+        self.id
+    }
+}
+
 /// Nodes that are about to be computed, whose indices can be read.
 #[derive(Clone, Copy, Debug)]
 pub struct Pending<'a> {
     nodes: &'a [NodeRef<'a>],
+    index: usize,
 }
 
 impl<'a> Pending<'a> {
     /// # Safety
     ///
     /// The sources of the first node are complete, and nothing changes its indices for 'a.
-    pub(crate) unsafe fn new(nodes: &'a [NodeRef<'a>]) -> Pending<'a> {
-        Pending { nodes }
+    pub(crate) unsafe fn new(nodes: &'a [NodeRef<'a>], index: usize) -> Pending<'a> {
+        Pending { nodes, index }
+    }
+
+    /// Place of the first of them in [`GraphRef::nodes`].
+    pub fn index(&self) -> usize {
+        self.index
     }
 
     /// The nodes: one, or those that are fused. There is at least one.
@@ -115,10 +151,58 @@ impl<'a> Pending<'a> {
     }
 }
 
-/// An observer with the failures of its callbacks: the `user_data` of the C callback.
+/// Graphs for which it is known which nodes are wanted: those of decoding, of prompts, and some to spare.
+const N_MASKS: usize = 8;
+
+/// Which nodes of a graph are wanted, a byte each.
+#[derive(Debug)]
+struct Mask {
+    id: Option<NonZeroU64>,
+    wanted: Vec<u8>,
+}
+
+/// What the callbacks work on.
+#[derive(Debug)]
+struct Observed<O> {
+    observer: O,
+    /// C reads the bytes of one while it computes that graph.
+    masks: Vec<Mask>,
+    /// Where the nodes of the current graph are listed.
+    nodes_address: usize,
+}
+
+impl<O: NodeObserver> Observed<O> {
+    /// Tells the observer of a graph. Gives a byte for each of its nodes, 0 where it is not wanted; they stay until the next call.
+    fn graph_begin(&mut self, graph: &GraphRef<'_>) -> *const u8 {
+        self.nodes_address = graph.nodes.as_ptr().addr();
+        self.observer.graph_begin(graph);
+        let known = self
+            .masks
+            .iter()
+            .find(|mask| mask.id.is_some() && mask.id == graph.id);
+        if let Some(mask) = known {
+            return mask.wanted.as_ptr();
+        }
+        let wanted = graph
+            .nodes
+            .iter()
+            .map(|&node| u8::from(self.observer.is_wanted(node)));
+        let wanted: Vec<u8> = wanted.collect();
+        if self.masks.len() == N_MASKS {
+            self.masks.remove(0);
+        }
+        self.masks.push(Mask {
+            id: graph.id,
+            wanted,
+        });
+        self.masks[self.masks.len() - 1].wanted.as_ptr()
+    }
+}
+
+/// An observer with the failures of its callbacks: the `user_data` of the C callbacks.
 pub(crate) struct ObserverState<O> {
     /// Borrowed by one callback at a time: all of them run on the thread that decodes.
-    observer: UnsafeCell<O>,
+    observed: UnsafeCell<Observed<O>>,
     failure: FailureSlot,
     /// C holds the address.
     _pinned: PhantomPinned,
@@ -135,18 +219,26 @@ impl<O> fmt::Debug for ObserverState<O> {
 impl<O: NodeObserver + 'static> ObserverState<O> {
     pub(crate) fn new(observer: O) -> Pin<Box<Self>> {
         Box::pin(ObserverState {
-            observer: UnsafeCell::new(observer),
+            observed: UnsafeCell::new(Observed {
+                observer,
+                masks: Vec::new(),
+                nodes_address: 0,
+            }),
             failure: FailureSlot::new(),
             _pinned: PhantomPinned,
         })
     }
 
-    /// The C callback for this type of observer; it expects [`user_data`](ObserverState::user_data).
-    pub(crate) fn callback() -> sys::ggml_backend_cpu_trace_callback {
-        Some(on_trace::<O>)
+    /// The C interface for this type of observer; its functions expect [`user_data`](ObserverState::user_data).
+    pub(crate) fn interface() -> sys::ggml_backend_cpu_trace_i {
+        sys::ggml_backend_cpu_trace_i {
+            graph: Some(on_graph::<O>),
+            before: Some(on_before::<O>),
+            after: Some(on_after::<O>),
+        }
     }
 
-    /// What C passes back to the callback. Valid while `self` lives.
+    /// What C passes back to the callbacks. Valid while `self` lives.
     pub(crate) fn user_data(self: &Pin<Box<Self>>) -> *mut c_void {
         std::ptr::from_ref::<Self>(self).cast_mut().cast()
     }
@@ -156,14 +248,19 @@ impl<O: NodeObserver + 'static> ObserverState<O> {
     /// # Safety
     ///
     /// No other call for this state is running.
-    unsafe fn call(&self, callback: &'static str, body: impl FnOnce(&mut O)) {
+    #[inline]
+    unsafe fn call<T>(
+        &self,
+        callback: &'static str,
+        body: impl FnOnce(&mut Observed<O>) -> T,
+    ) -> Option<T> {
         if self.failure.is_set() {
-            return;
+            return None;
         }
         self.failure.catch(callback, || {
             // SAFETY: the caller promises that nobody else borrows the observer.
-            body(unsafe { &mut *self.observer.get() });
-        });
+            body(unsafe { &mut *self.observed.get() })
+        })
     }
 }
 
@@ -193,18 +290,18 @@ impl<O: NodeObserver + 'static> AnyObserver for ObserverState<O> {
     unsafe fn step_begin(&self, step: &Step<'_>) {
         // SAFETY: as the caller promises.
         unsafe {
-            self.call("NodeObserver::step_begin", |observer| {
-                observer.step_begin(step)
-            })
+            self.call("NodeObserver::step_begin", |observed| {
+                observed.observer.step_begin(step);
+            });
         }
     }
 
     unsafe fn step_end(&self, step: &Step<'_>, is_complete: bool) {
         // SAFETY: as the caller promises.
         unsafe {
-            self.call("NodeObserver::step_end", |observer| {
-                observer.step_end(step, is_complete)
-            })
+            self.call("NodeObserver::step_end", |observed| {
+                observed.observer.step_end(step, is_complete);
+            });
         }
     }
 
@@ -219,44 +316,85 @@ impl<O: NodeObserver + 'static> AnyObserver for ObserverState<O> {
     fn into_observer(self: Pin<Box<Self>>) -> Box<dyn Any> {
         // SAFETY: the address mattered only to C, which does not know it any more.
         let state = unsafe { Pin::into_inner_unchecked(self) };
-        Box::new(state.observer.into_inner())
+        Box::new(state.observed.into_inner().observer)
     }
 }
 
-unsafe extern "C" fn on_trace<O: NodeObserver + 'static>(
-    event: sys::ggml_backend_cpu_trace_event,
+/// # Safety
+///
+/// `user_data` is NULL, or the state of an observer of this type, which stays for 'a.
+#[inline]
+unsafe fn state_of<'a, O>(user_data: *mut c_void) -> Option<&'a ObserverState<O>> {
+    // SAFETY: as the caller promises.
+    unsafe { user_data.cast::<ObserverState<O>>().as_ref() }
+}
+
+/// # Safety
+///
+/// `nodes` is NULL, or `n_nodes` nodes of a graph, none of them NULL, which stay as they are for 'a.
+#[inline]
+unsafe fn nodes_of<'a>(nodes: *const *mut sys::ggml_tensor, n_nodes: i32) -> &'a [NodeRef<'a>] {
+    let n_nodes = usize::try_from(n_nodes).unwrap_or(0);
+    if nodes.is_null() {
+        return &[];
+    }
+    // SAFETY: as the caller promises; a `NodeRef` is a pointer to a tensor.
+    unsafe { std::slice::from_raw_parts(nodes.cast::<NodeRef<'_>>(), n_nodes) }
+}
+
+unsafe extern "C" fn on_graph<O: NodeObserver + 'static>(
+    uid: u64,
+    nodes: *const *mut sys::ggml_tensor,
+    n_nodes: i32,
+    user_data: *mut c_void,
+) -> *const u8 {
+    // SAFETY: registered together with its state, which the `Context` frees only after the C context. ggml passes the nodes
+    // of the graph that it is going to compute; they outlive this call.
+    let (state, nodes) = unsafe { (state_of::<O>(user_data), nodes_of(nodes, n_nodes)) };
+    let id = NonZeroU64::new(uid);
+    let wanted = state.and_then(|state| {
+        // SAFETY: ggml calls back on thread 0 only, one call at a time, inside of llama_decode, for which `decode` waits.
+        unsafe {
+            state.call("NodeObserver::graph_begin", |observed| {
+                observed.graph_begin(&GraphRef { nodes, id })
+            })
+        }
+    });
+    wanted.unwrap_or(std::ptr::null())
+}
+
+unsafe extern "C" fn on_before<O: NodeObserver + 'static>(
     nodes: *const *mut sys::ggml_tensor,
     n_nodes: i32,
     user_data: *mut c_void,
 ) {
-    // SAFETY: registered together with its state, which the `Context` frees only after the C context.
-    let Some(state) = (unsafe { user_data.cast::<ObserverState<O>>().as_ref() }) else {
-        return;
-    };
-    let n_nodes = usize::try_from(n_nodes).unwrap_or(0);
-    if event == sys::GGML_BACKEND_CPU_TRACE_GRAPH {
-        // SAFETY: ggml calls back on thread 0 only, one call at a time, inside of llama_decode, for which `decode` waits.
-        unsafe {
-            state.call("NodeObserver::graph_begin", |observer| {
-                observer.graph_begin(n_nodes)
-            })
-        };
-        return;
+    // SAFETY: as in `on_graph`; no thread changes a tensor's description during a compute.
+    let (state, nodes) = unsafe { (state_of::<O>(user_data), nodes_of(nodes, n_nodes)) };
+    let Some(state) = state else { return };
+    // SAFETY: as in `on_graph`.
+    unsafe {
+        state.call("NodeObserver::before", |observed| {
+            let offset_bytes = nodes.as_ptr().addr().wrapping_sub(observed.nodes_address);
+            // SAFETY: thread 0 has not begun with these nodes, and all threads have finished those before them. Operations
+            // with indices do not write to them, whatever the other threads have begun.
+            let pending = Pending::new(nodes, offset_bytes / size_of::<NodeRef<'_>>());
+            observed.observer.before(&pending);
+        });
     }
-    if nodes.is_null() {
-        return;
-    }
-    // SAFETY: ggml passes `n_nodes` nodes of the graph that it computes, none of them NULL. They outlive this call, and no
-    // thread changes a tensor's description during a compute. A `NodeRef` is a pointer to a tensor.
-    let nodes = unsafe { std::slice::from_raw_parts(nodes.cast::<NodeRef<'_>>(), n_nodes) };
-    if event == sys::GGML_BACKEND_CPU_TRACE_BEFORE {
-        // SAFETY: thread 0 has not begun with these nodes, and all threads have finished those before them. Operations with
-        // indices do not write to them, whatever the other threads have begun.
-        let pending = unsafe { Pending::new(nodes) };
-        // SAFETY: as above.
-        unsafe { state.call("NodeObserver::before", |observer| observer.before(&pending)) };
-    } else {
-        // SAFETY: as above.
-        unsafe { state.call("NodeObserver::after", |observer| observer.after(nodes)) };
+}
+
+unsafe extern "C" fn on_after<O: NodeObserver + 'static>(
+    nodes: *const *mut sys::ggml_tensor,
+    n_nodes: i32,
+    user_data: *mut c_void,
+) {
+    // SAFETY: as in `on_before`.
+    let (state, nodes) = unsafe { (state_of::<O>(user_data), nodes_of(nodes, n_nodes)) };
+    let Some(state) = state else { return };
+    // SAFETY: as in `on_graph`.
+    unsafe {
+        state.call("NodeObserver::after", |observed| {
+            observed.observer.after(nodes);
+        });
     }
 }

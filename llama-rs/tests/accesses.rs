@@ -11,8 +11,8 @@ use std::os::unix::fs::FileExt;
 use common::context_params;
 use gguf::ModelFiles;
 use llama_rs::{
-    AccessReader, Backend, Batch, Context, Model, ModelParams, NodeObserver, Pending, Phase,
-    Prefetch, Step, TensorKey, Token, Which,
+    AccessReader, Backend, Batch, Context, GraphRef, Model, ModelParams, NodeObserver, Pending,
+    Phase, Prefetch, Step, TensorKey, Token, Which,
 };
 use model_shapes::Shape;
 use support::{folder, model_file};
@@ -73,8 +73,8 @@ impl NodeObserver for Recorder {
         self.phases.push(step.phase());
     }
 
-    fn graph_begin(&mut self, n_nodes: usize) {
-        assert!(n_nodes > 0);
+    fn graph_begin(&mut self, graph: &GraphRef<'_>) {
+        assert!(!graph.nodes().is_empty());
         self.graphs.push(Graph::default());
     }
 

@@ -3,13 +3,15 @@
 mod common;
 mod support;
 
+use std::collections::HashSet;
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use common::{TinyModel, context, prompt};
 use llama_rs::{
-    AccessReader, Batch, Begin, Context, Error, Model, ModelParams, NodeObserver, NodeRef, Pending,
-    Prefetch, SliceProvider, Step, Token, WeightRef, Which,
+    AccessReader, Batch, Begin, Context, Error, GraphRef, Model, ModelParams, NodeObserver,
+    NodeRef, Pending, Prefetch, SliceProvider, Step, TensorKey, Token, WeightRef, Which,
 };
 use model_shapes::Shape;
 
@@ -95,7 +97,7 @@ impl NodeObserver for Ledger {
             .push(format!("step {:?} {}", step.phase(), step.tokens().len()));
     }
 
-    fn graph_begin(&mut self, _n_nodes: usize) {
+    fn graph_begin(&mut self, _graph: &GraphRef<'_>) {
         self.0.push("graph".to_owned());
     }
 
@@ -214,7 +216,7 @@ impl NodeObserver for Failing {
         self.call(At::StepBegin);
     }
 
-    fn graph_begin(&mut self, _n_nodes: usize) {
+    fn graph_begin(&mut self, _graph: &GraphRef<'_>) {
         self.call(At::GraphBegin);
     }
 
@@ -229,6 +231,83 @@ impl NodeObserver for Failing {
     fn step_end(&mut self, _step: &Step<'_>, _is_complete: bool) {
         self.call(At::StepEnd);
     }
+}
+
+/// Wants the experts alone, and knows which graphs it has seen.
+#[derive(Default)]
+struct Experts {
+    graphs: Vec<GraphSeen>,
+    n_asked: usize,
+}
+
+struct GraphSeen {
+    id: Option<NonZeroU64>,
+    nodes: Vec<TensorKey>,
+    n_calls: usize,
+}
+
+impl NodeObserver for Experts {
+    fn graph_begin(&mut self, graph: &GraphRef<'_>) {
+        self.graphs.push(GraphSeen {
+            id: graph.id(),
+            nodes: graph.nodes().iter().map(NodeRef::key).collect(),
+            n_calls: 0,
+        });
+    }
+
+    fn is_wanted(&mut self, node: NodeRef<'_>) -> bool {
+        self.n_asked += 1;
+        node.op() == "MUL_MAT_ID"
+    }
+
+    fn before(&mut self, pending: &Pending<'_>) {
+        let graph = self.graphs.last_mut().unwrap();
+        let node = pending.nodes()[0];
+        assert_eq!(node.op(), "MUL_MAT_ID");
+        assert_eq!(graph.nodes[pending.index()], node.key());
+        graph.n_calls += 1;
+    }
+
+    fn after(&mut self, nodes: &[NodeRef<'_>]) {
+        assert_eq!(nodes[0].op(), "MUL_MAT_ID");
+    }
+}
+
+#[test]
+fn only_the_wanted_nodes_are_shown_and_known_graphs_are_not_asked_about_again() {
+    let tiny = TinyModel::new("tiny-gpt-oss");
+    let model = tiny.load(&ModelParams::default());
+    let mut context = context(&model);
+    context.set_observer(Experts::default()).unwrap();
+    for position in 0..4 {
+        let mut batch = Batch::new(1, 1);
+        batch.add(Token(5), position, &[0], true).unwrap();
+        context.decode(&batch).unwrap();
+    }
+    let seen = context.take_observer::<Experts>().unwrap();
+    assert_eq!(seen.graphs.len(), 4);
+    let ids: HashSet<_> = seen.graphs.iter().filter_map(|graph| graph.id).collect();
+    assert!(ids.len() < 4, "some graph was computed again");
+    for graph in &seen.graphs {
+        assert_eq!(graph.n_calls, 3 * model.n_layer() as usize);
+        let same = seen
+            .graphs
+            .iter()
+            .find(|other| other.id == graph.id)
+            .unwrap();
+        assert_eq!(graph.nodes, same.nodes);
+    }
+    let n_asked: usize = ids
+        .iter()
+        .map(|&id| {
+            seen.graphs
+                .iter()
+                .find(|graph| graph.id == Some(id))
+                .unwrap()
+        })
+        .map(|graph| graph.nodes.len())
+        .sum();
+    assert_eq!(seen.n_asked, n_asked);
 }
 
 fn logits(context: &mut Context<'_>, batch: &Batch) -> Vec<u32> {

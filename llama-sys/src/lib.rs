@@ -36,9 +36,8 @@ pub use build_info::{GGML_VERSION, LLAMA_BUILD, PATCH_SET_DIGEST};
 // If these are missing, the headers are not those of the patched tree: patches/series is not what this crate was written
 // for, or LLAMA_SYS_SOURCE names a tree that was patched by another series.
 pub use bindings::{
-    GGML_BACKEND_CPU_TRACE_AFTER, GGML_BACKEND_CPU_TRACE_BEFORE, GGML_BACKEND_CPU_TRACE_GRAPH,
     GGML_TENSOR_FLAG_LAZY, LLAMA_LAZY_MODE_ALL, LLAMA_LAZY_MODE_SPARSE, ggml_backend_cpu_lazy_i,
-    ggml_backend_cpu_set_lazy, ggml_backend_cpu_set_tensor_trace, ggml_backend_cpu_trace_callback,
+    ggml_backend_cpu_set_lazy, ggml_backend_cpu_set_tensor_trace, ggml_backend_cpu_trace_i,
     llama_lazy_abi_v2, llama_set_lazy, llama_set_tensor_trace,
 };
 

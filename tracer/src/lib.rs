@@ -82,6 +82,8 @@ mod recorder;
 mod ring;
 mod source;
 mod tables;
+#[cfg(all(feature = "record", not(loom)))]
+mod ticks;
 mod totals;
 #[cfg(not(loom))]
 mod writer;

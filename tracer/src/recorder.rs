@@ -1,16 +1,21 @@
 //! From a context to a log: the observer that records every access.
 
+mod plan;
+
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::path::{Path, PathBuf};
 
 use gguf::ModelFiles;
 use llama_rs::{
-    AccessReader, Model, NodeObserver, NodeRef, Pending, Phase, Step, TensorKey, WeightRef, Which,
+    AccessReader, GraphRef, Model, NodeObserver, NodeRef, Pending, Phase, Step, TensorKey,
+    WeightRef, Which,
 };
+use plan::{Planned, Plans, selects};
 
 use crate::kernel::{self, Watch, maps};
 use crate::model::layer_and_component;
+use crate::ticks::Ticks;
 use crate::{
     Access, Extra, ExtraKind, Flags, KernelCounts, KernelError, KernelOptions, LogWriter, Node,
     OnFull, Op, Progress, Record, Result, Summary, Tables, WHOLE, tables,
@@ -61,31 +66,27 @@ pub struct Recorder {
     watch: Option<Watch>,
     tensors: HashMap<TensorKey, u32, BuildHasherDefault<KeyHasher>>,
     reader: AccessReader,
-    /// Accesses of the nodes that are being computed, with the number of their node among them.
-    accesses: Vec<(usize, Access)>,
-    /// When those nodes began.
-    node_begin_ns: u64,
+    plans: Plans,
+    ticks: Ticks,
+    node: Current,
+    /// Accesses of the nodes that are being computed, if the plan does not have them.
+    accesses: Vec<Planned>,
     step: u32,
     step_begin_ns: u64,
     flags: Flags,
-    graph: Graph,
-    /// By ggml's number of an operation.
-    ops: Vec<Option<Op>>,
+    /// Graphs that have begun in this step.
+    n_graphs: u16,
+    /// Tokens of those graphs.
+    n_tokens: u32,
     n_unknown: u64,
 }
 
-/// Where a step's computation is.
+/// The nodes that are being computed.
 #[derive(Clone, Copy, Debug, Default)]
-struct Graph {
-    /// Graphs that have begun in this step.
-    n_begun: u16,
-    /// The first node of the graph has not come yet.
-    is_new: bool,
-    /// Tokens of the graphs before this one.
-    first_token: u32,
-    n_tokens: u32,
-    /// Nodes that have been computed.
-    n_nodes: u32,
+struct Current {
+    index: usize,
+    begin_ns: u64,
+    is_planned: bool,
 }
 
 /// Addresses of tensors differ in their middle bits; a multiplication spreads them.
@@ -144,20 +145,23 @@ impl Recorder {
         on_full: OnFull,
     ) -> Result<Recorder> {
         let tables = tables(files);
+        let log = LogWriter::create(path, &tables, capacity_bytes, on_full)?;
         Ok(Recorder {
-            log: LogWriter::create(path, &tables, capacity_bytes, on_full)?,
+            ticks: Ticks::new(log.clock()),
+            log,
             tables,
             paths: kernel::paths(files),
             watch: None,
             tensors: HashMap::default(),
             reader: AccessReader::new(),
+            plans: Plans::default(),
+            node: Current::default(),
             accesses: Vec::new(),
-            node_begin_ns: 0,
             step: 0,
             step_begin_ns: 0,
             flags: Flags::default(),
-            graph: Graph::default(),
-            ops: Vec::new(),
+            n_graphs: 0,
+            n_tokens: 0,
             n_unknown: 0,
         })
     }
@@ -237,13 +241,51 @@ impl Recorder {
         self.log.finish()
     }
 
-    /// The operation of a node; looked up by its name once.
-    fn op(ops: &mut Vec<Option<Op>>, node: NodeRef<'_>) -> Op {
-        let id = node.op_id() as usize;
-        if id >= ops.len() {
-            ops.resize(id + 1, None);
+    /// Lists what the nodes read, and keeps it if it is the same each time.
+    fn read(&mut self, pending: &Pending<'_>) {
+        let Recorder {
+            log,
+            tensors,
+            reader,
+            accesses,
+            plans,
+            n_unknown,
+            ..
+        } = self;
+        accesses.clear();
+        let nodes = pending.nodes();
+        let n_unknown_before = *n_unknown;
+        reader.read(pending, |access| {
+            let tensor = tensors.get(&access.weight.key()).copied().or_else(|| {
+                let id = Recorder::add_extra(log, access.weight)?;
+                tensors.insert(access.weight.key(), id);
+                Some(id)
+            });
+            let Some(tensor) = tensor else {
+                *n_unknown += 1;
+                return;
+            };
+            let slice = match access.which {
+                Which::Row(slice) | Which::Matrix(slice) => slice,
+                Which::Whole => WHOLE,
+            };
+            let place = nodes
+                .iter()
+                .position(|node| node.key() == access.node.key());
+            accesses.push(Planned {
+                access: Access {
+                    tensor,
+                    slice,
+                    n_used: access.n_used,
+                },
+                place: place.unwrap_or(0) as u16,
+                op: Op::from_ggml_name(access.node.op()),
+            });
+        });
+        let is_known = *n_unknown == n_unknown_before;
+        if is_known && !nodes.iter().any(|&node| selects(node)) {
+            plans.learn(pending.index(), nodes.len(), accesses);
         }
-        *ops[id].get_or_insert_with(|| Op::from_ggml_name(node.op()))
     }
 
     /// Names a tensor that is not in the files.
@@ -272,7 +314,7 @@ impl NodeObserver for Recorder {
             Phase::Prompt => Flags::PROMPT,
             Phase::Decode => Flags::default(),
         };
-        self.graph = Graph::default();
+        (self.n_graphs, self.n_tokens) = (0, 0);
         self.step_begin_ns = self.log.now_ns();
         if let Some(watch) = &mut self.watch {
             watch.begin_step(self.step_begin_ns, self.step, self.flags);
@@ -300,108 +342,73 @@ impl NodeObserver for Recorder {
         }
     }
 
-    fn graph_begin(&mut self, _: usize) {
-        self.graph = Graph {
-            n_begun: self.graph.n_begun.saturating_add(1),
-            is_new: true,
-            first_token: self.graph.first_token + self.graph.n_tokens,
-            n_tokens: 0,
-            n_nodes: 0,
-        };
+    fn graph_begin(&mut self, graph: &GraphRef<'_>) {
+        let n_tokens = self.plans.begin(graph);
+        let now_ns = self.log.now_ns();
+        self.log.push_mark(Record::ubatch_begin(
+            now_ns,
+            self.step,
+            self.n_graphs,
+            self.n_tokens,
+            n_tokens,
+            self.flags,
+        ));
+        self.n_graphs = self.n_graphs.saturating_add(1);
+        self.n_tokens = self.n_tokens.saturating_add(n_tokens);
+    }
+
+    fn is_wanted(&mut self, node: NodeRef<'_>) -> bool {
+        node.sources().any(|(_, source)| source.weight().is_some())
     }
 
     fn before(&mut self, pending: &Pending<'_>) {
-        let Recorder {
-            log,
-            tensors,
-            reader,
-            accesses,
-            n_unknown,
-            ..
-        } = self;
-        accesses.clear();
-        let nodes = pending.nodes();
-        reader.read(pending, |access| {
-            let tensor = tensors.get(&access.weight.key()).copied().or_else(|| {
-                let id = Recorder::add_extra(log, access.weight)?;
-                tensors.insert(access.weight.key(), id);
-                Some(id)
-            });
-            let Some(tensor) = tensor else {
-                *n_unknown += 1;
-                return;
-            };
-            let slice = match access.which {
-                Which::Row(slice) | Which::Matrix(slice) => slice,
-                Which::Whole => WHOLE,
-            };
-            let node = nodes
-                .iter()
-                .position(|node| node.key() == access.node.key());
-            accesses.push((
-                node.unwrap_or(0),
-                Access {
-                    tensor,
-                    slice,
-                    n_used: access.n_used,
-                },
-            ));
-        });
-        if self.graph.is_new {
-            self.graph.is_new = false;
-            // The first node of a ubatch looks its tokens up.
-            if nodes[0].op() == "GET_ROWS" && !self.accesses.is_empty() {
-                self.graph.n_tokens = u32::try_from(nodes[0].n_tokens()).unwrap_or(u32::MAX);
-            }
-            let now_ns = self.log.now_ns();
-            self.log.push_mark(Record::ubatch_begin(
-                now_ns,
-                self.step,
-                self.graph.n_begun - 1,
-                self.graph.first_token,
-                self.graph.n_tokens,
-                self.flags,
-            ));
+        let index = pending.index();
+        let is_planned = self.plans.get(index, pending.nodes().len()).is_some();
+        if !is_planned {
+            self.read(pending);
         }
-        if !self.accesses.is_empty() {
-            self.node_begin_ns = self.log.now_ns();
-        }
+        self.node = Current {
+            index,
+            begin_ns: self.ticks.now_ns(),
+            is_planned,
+        };
     }
 
     fn after(&mut self, nodes: &[NodeRef<'_>]) {
-        let first_node = self.graph.n_nodes;
-        self.graph.n_nodes += nodes.len() as u32;
-        if self.accesses.is_empty() {
-            return;
-        }
-        let duration_ns = self.log.now_ns() - self.node_begin_ns;
+        let Current {
+            index,
+            begin_ns,
+            is_planned,
+        } = self.node;
+        let duration_ns = self.ticks.now_ns() - begin_ns;
+        let accesses = if is_planned {
+            self.plans.get(index, nodes.len()).unwrap_or_default()
+        } else {
+            &self.accesses
+        };
         let fused = if nodes.len() > 1 {
             Flags::FUSED
         } else {
             Flags::default()
         };
-        for of_node in self.accesses.chunk_by(|a, b| a.0 == b.0) {
-            let index = of_node[0].0;
+        for of_node in accesses.chunk_by(|a, b| a.place == b.place) {
             let node = Node {
-                time_ns: self.node_begin_ns,
+                time_ns: begin_ns,
                 duration_ns,
                 step: self.step,
-                ubatch: self.graph.n_begun.saturating_sub(1),
-                node: first_node + index as u32,
-                op: nodes
-                    .get(index)
-                    .map_or(Op::OTHER, |&node| Recorder::op(&mut self.ops, node)),
+                ubatch: self.n_graphs.saturating_sub(1),
+                node: index as u32 + u32::from(of_node[0].place),
+                op: of_node[0].op,
                 flags: Flags(self.flags.0 | fused.0),
             };
             self.log
-                .push_node(&node, of_node.iter().map(|(_, access)| *access));
+                .push_node(&node, of_node.iter().map(|planned| planned.access));
         }
-        self.accesses.clear();
         // What happened during this node may yet concern the next one, which other threads have begun.
         if let Some(watch) = &mut self.watch
             && watch.is_long()
         {
-            watch.collect_until(&mut self.log, self.node_begin_ns);
+            watch.collect_until(&mut self.log, self.node.begin_ns);
         }
     }
 

@@ -3,6 +3,7 @@
 //! It is started by the parent with a [`WorkerSpec`] as its only argument and does nothing else, so that its memory, its
 //! page faults and its reads are those of the run.
 
+pub(crate) mod blocks;
 mod decode;
 mod fingerprint;
 mod marks;

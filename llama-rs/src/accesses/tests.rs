@@ -79,7 +79,7 @@ fn read(node: &sys::ggml_tensor) -> Vec<Found> {
     let nodes = [unsafe { NodeRef::from_raw(node) }.unwrap()];
     let mut found = Vec::new();
     // SAFETY: nothing computes, so nothing changes.
-    let pending = unsafe { Pending::new(&nodes) };
+    let pending = unsafe { Pending::new(&nodes, 0) };
     AccessReader::new().read(&pending, |access| {
         found.push((
             access.which,
