@@ -70,10 +70,13 @@ EXAMPLES:
     faultline record -m model.gguf -p \"The capital of Germany is\" -n 64 -o run.ftrace
   What was read of each tensor that is read by slices:
     faultline record -m model.gguf -p \"Hello\" -n 16 -o run.ftrace -v
+  What the kernel did for it (the last two as root): page faults, what is in memory after each step, reads from the disk:
+    faultline record -m model.gguf -p \"Hello\" -n 16 -o run.ftrace -v --prefetch none --faults --residency --block
 
 EXIT CODES: those of `faultline run`";
 
-/// All options of `run`, and where the log goes. Text goes to standard output.
+/// All options of `run`, and where the log goes. Text goes to standard output; progress to standard error, if that is a
+/// terminal and, once text comes, standard output is none.
 #[derive(Debug, Args)]
 #[command(after_help = RECORD_EXAMPLES)]
 #[group(skip)]
@@ -98,6 +101,27 @@ pub(crate) struct RecordArgs {
         help_heading = "Log"
     )]
     pub(crate) on_full: OnFull,
+
+    /// Record page faults in the model's files too: when, and which page. Needs kernel.perf_event_paranoid of at most 2.
+    /// Pages that are mapped ahead of their use (--prefetch eager, selective) do not fault.
+    #[arg(long, help_heading = "Kernel")]
+    pub(crate) faults: bool,
+
+    /// Record what is read of the model's files from the disk, by whomever. Needs root or CAP_PERFMON, tracefs, and a file
+    /// system that lies directly on a disk.
+    #[arg(long, help_heading = "Kernel")]
+    pub(crate) block: bool,
+
+    /// Record how much of each tensor is in the page cache: at the start, after loading, and after every N steps.
+    #[arg(
+        long,
+        value_name = "N",
+        num_args = 0..=1,
+        default_missing_value = "1",
+        help_heading = "Kernel"
+    )]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) residency: Option<u32>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

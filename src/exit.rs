@@ -65,6 +65,7 @@ fn class(error: &anyhow::Error) -> u8 {
     if error.downcast_ref::<tracer::Error>().is_some()
         || error.downcast_ref::<RoutingError>().is_some()
         || error.downcast_ref::<SimulateError>().is_some()
+        || error.downcast_ref::<tracer::KernelError>().is_some()
     {
         return BAD_INPUT;
     }

@@ -1,79 +1,126 @@
 //! `faultline record`: text from a prompt, and a log of every access to a weight.
 
-use std::path::{Path, PathBuf};
+use std::cell::Cell;
+use std::io::{self, IsTerminal};
+use std::path::Path;
 use std::time::Instant;
 
 use llama_rs::{Context, Model};
-use tracer::{LogReader, Progress, Recorder, WHOLE};
+use tracer::{
+    ByClass, KernelCounts, KernelOptions, LogReader, PhaseTotals, Progress, Recorder, WHOLE,
+    WeightClass,
+};
 
 use crate::cli::{OnFull, RecordArgs};
 use crate::exit::Outcome;
 use crate::output::note;
+use crate::progress::LogLine;
 
 pub(crate) fn run(args: &RecordArgs, started: Instant) -> anyhow::Result<Outcome> {
     crate::run::run(&args.run, started, Some(args))
 }
 
 /// A log that is being written.
-pub(crate) struct Recording {
-    path: PathBuf,
+pub(crate) struct Recording<'a> {
+    args: &'a RecordArgs,
+    /// Until it is attached to the context.
+    recorder: Option<Recorder>,
     progress: Progress,
-    ends_when_full: bool,
-    is_quiet: bool,
-    is_verbose: bool,
+    line: Cell<Option<LogLine>>,
 }
 
-impl Recording {
-    /// Creates the log and attaches it to the context.
-    pub(crate) fn start(
-        args: &RecordArgs,
-        model: &Model,
-        context: &mut Context<'_>,
-    ) -> anyhow::Result<Recording> {
+impl<'a> Recording<'a> {
+    /// Creates the log, and begins to watch the kernel if asked to.
+    pub(crate) fn create(args: &'a RecordArgs) -> anyhow::Result<Recording<'a>> {
         let on_full = match args.on_full {
             OnFull::Wrap => tracer::OnFull::Wrap,
             OnFull::Stop => tracer::OnFull::Stop,
         };
-        let recorder = Recorder::create(&args.output, model, args.log_size << 20, on_full)?;
-        let progress = recorder.progress();
-        context.set_observer(recorder)?;
+        let files = gguf::ModelFiles::open(&args.run.model).map_err(llama_rs::Error::from)?;
+        let options = KernelOptions {
+            faults: args.faults,
+            block: args.block,
+            residency_steps: args.residency,
+        };
+        // Before the log, which replaces an older one of that name.
+        options.check(&files)?;
+        let mut recorder = Recorder::open(&args.output, &files, args.log_size << 20, on_full)?;
+        if !options.is_empty() {
+            recorder.watch_kernel(&options)?;
+        }
         Ok(Recording {
-            path: args.output.clone(),
-            progress,
-            ends_when_full: args.on_full == OnFull::Stop,
-            is_quiet: args.run.quiet,
-            is_verbose: args.run.verbose > 0,
+            args,
+            progress: recorder.progress(),
+            recorder: Some(recorder),
+            line: Cell::new(None),
         })
+    }
+
+    /// To be called now and then while the model is loaded.
+    pub(crate) fn collect(&mut self) {
+        if let Some(recorder) = &mut self.recorder {
+            recorder.collect();
+        }
+    }
+
+    pub(crate) fn model_loaded(&mut self, model: &Model) {
+        if let Some(recorder) = &mut self.recorder {
+            recorder.model_loaded(model);
+        }
+    }
+
+    /// Records this context from now on.
+    pub(crate) fn attach(&mut self, context: &mut Context<'_>) -> anyhow::Result<()> {
+        if let Some(recorder) = self.recorder.take() {
+            context.set_observer(recorder)?;
+        }
+        if !self.args.run.quiet {
+            self.line.set(LogLine::start(self.progress.clone()));
+        }
+        Ok(())
+    }
+
+    /// Text is about to be written: where it goes to a terminal, it takes the place of the progress.
+    pub(crate) fn text_comes(&self) {
+        if io::stdout().is_terminal() {
+            drop(self.line.take());
+        }
     }
 
     /// Whether the run has to end because the log is full.
     pub(crate) fn is_full(&self) -> bool {
-        self.ends_when_full && self.progress.n_written() >= self.progress.capacity()
+        self.args.on_full == OnFull::Stop && self.progress.n_written() >= self.progress.capacity()
     }
 
     /// Closes the log and says what it holds.
     pub(crate) fn finish(self, context: &mut Context<'_>) -> anyhow::Result<()> {
-        let Some(recorder) = context.take_observer::<Recorder>() else {
+        drop(self.line.take());
+        let Some(mut recorder) = context.take_observer::<Recorder>() else {
             return Ok(());
         };
         let n_unknown = recorder.n_unknown();
+        let counts = recorder.end_watch();
         let summary = recorder.finish()?;
-        if self.is_quiet {
+        if self.args.run.quiet {
             return Ok(());
         }
-        let totals = Totals::read(&self.path)?;
-        if self.is_verbose {
+        let totals = Totals::read(&self.args.output)?;
+        if self.args.run.verbose > 0 {
             totals.print_sparse();
+            totals.print_phases(self.args);
         }
         note(format_args!(
             "{}: {} accesses, {} of them by slices; {} records lost; {:.1} MiB",
-            self.path.display(),
+            self.args.output.display(),
             totals.n_accesses,
             totals.n_sparse,
             summary.n_lost + n_unknown,
             summary.size_bytes as f64 / f64::from(1 << 20),
         ));
-        if self.ends_when_full && summary.n_lost > 0 {
+        if let Some(counts) = counts {
+            totals.print_kernel(self.args, &counts);
+        }
+        if self.args.on_full == OnFull::Stop && summary.n_lost > 0 {
             note(format_args!(
                 "the log was full and ended the run; --log-size makes it larger"
             ));
@@ -87,6 +134,7 @@ struct Totals {
     n_accesses: u64,
     n_sparse: u64,
     tensors: Vec<SlicesRead>,
+    phases: tracer::Totals,
 }
 
 /// Which slices of a tensor were read.
@@ -112,10 +160,15 @@ impl Totals {
             n_accesses: 0,
             n_sparse: 0,
             tensors: tensors.collect(),
+            phases: tracer::Totals::new(log.tables()),
         };
         let mut chunks = log.chunks();
         while let Some((_, records)) = chunks.next_chunk()? {
-            for record in records.iter().filter(|record| !record.op.is_mark()) {
+            for record in records {
+                totals.phases.push(record);
+                if record.op.is_mark() {
+                    continue;
+                }
                 totals.n_accesses += 1;
                 if record.slice == WHOLE {
                     continue;
@@ -160,6 +213,93 @@ impl Totals {
                 100.0 - 100.0 * read_bytes as f64 / tensor.size_bytes.max(1) as f64,
             ));
         }
+    }
+}
+
+impl Totals {
+    fn phases(&self) -> [(&'static str, &PhaseTotals); 3] {
+        let tracer::Totals {
+            load,
+            prompt,
+            decode,
+            ..
+        } = &self.phases;
+        [("load", load), ("prompt", prompt), ("decode", decode)]
+    }
+
+    /// What each phase consumed and what the kernel did for it, by kind of weight.
+    fn print_phases(&self, args: &RecordArgs) {
+        for (name, phase) in self.phases() {
+            if phase.n_accesses > 0 {
+                let consumed = by_class(&phase.consumed_bytes, bytes);
+                note(format_args!("{name}: consumed {consumed}"));
+            }
+            if args.block {
+                let delivered = by_class(&phase.delivered_bytes, bytes);
+                let (n, consumed) = (phase.n_block_reads, phase.consumed_bytes.total());
+                let times = match consumed {
+                    0 => String::new(),
+                    _ => format!(
+                        ", {:.2} times the consumed bytes",
+                        phase.delivered_bytes.total() as f64 / consumed as f64
+                    ),
+                };
+                note(format_args!(
+                    "{name}: delivered {delivered} by {n} reads{times}"
+                ));
+            }
+            if args.faults {
+                let count = |n: u64| n.to_string();
+                note(format_args!(
+                    "{name}: minor faults {}; major faults {}; in other memory {} and {}",
+                    by_class(&phase.minor_faults, count),
+                    by_class(&phase.major_faults, count),
+                    phase.minor_elsewhere,
+                    phase.major_elsewhere,
+                ));
+            }
+        }
+    }
+
+    /// What the kernel did in total, and what was lost of it.
+    fn print_kernel(&self, args: &RecordArgs, counts: &KernelCounts) {
+        let sum = |of: fn(&PhaseTotals) -> u64| -> u64 {
+            self.phases().iter().map(|(_, phase)| of(phase)).sum()
+        };
+        if args.faults {
+            note(format_args!(
+                "{} minor and {} major faults in the model's files, {} and {} in other memory",
+                sum(|phase| phase.minor_faults.total()),
+                sum(|phase| phase.major_faults.total()),
+                counts.minor_elsewhere,
+                counts.major_elsewhere,
+            ));
+        }
+        if args.block {
+            note(format_args!(
+                "{} of the model's files read from the disk",
+                bytes(sum(|phase| phase.delivered_bytes.total()))
+            ));
+        }
+        if counts.n_lost > 0 {
+            note(format_args!(
+                "{} events of the kernel were lost: they came faster than they could be taken",
+                counts.n_lost
+            ));
+        }
+    }
+}
+
+/// Such as `12 (dense 7, experts 5)`.
+fn by_class(numbers: &ByClass, text: impl Fn(u64) -> String) -> String {
+    let parts: Vec<String> = WeightClass::ALL
+        .iter()
+        .filter(|class| numbers.of(**class) > 0)
+        .map(|class| format!("{} {}", class.name(), text(numbers.of(*class))))
+        .collect();
+    match parts.as_slice() {
+        [] => text(0),
+        _ => format!("{} ({})", text(numbers.total()), parts.join(", ")),
     }
 }
 

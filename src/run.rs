@@ -50,10 +50,21 @@ pub(crate) fn run(
     let seed = args.seed.unwrap_or_else(random_seed);
     let mut sampler = sampler(args, seed)?;
 
-    let model = match load(args, &stop) {
+    // First: a log that cannot be written is an error before minutes of loading, and the kernel is watched while loading.
+    let mut recording = recording.map(Recording::create).transpose()?;
+
+    let mut on_progress = || {
+        if let Some(recording) = &mut recording {
+            recording.collect();
+        }
+    };
+    let model = match load(args, &stop, &mut on_progress) {
         Err(Error::Cancelled) => return Ok(Outcome::Interrupted),
         model => model?,
     };
+    if let Some(recording) = &mut recording {
+        recording.model_loaded(&model);
+    }
     let mut times = Times {
         started,
         loaded: started.elapsed(),
@@ -73,18 +84,16 @@ pub(crate) fn run(
         context.set_slice_provider(Arc::clone(advise))?;
     }
 
-    let recording = recording
-        .map(|recording| Recording::start(recording, &model, &mut context))
-        .transpose()?;
-
-    let is_full = || recording.as_ref().is_some_and(Recording::is_full);
+    if let Some(recording) = &mut recording {
+        recording.attach(&mut context)?;
+    }
     let generated = stream(
         args,
         &mut context,
         &tokens,
         &mut sampler,
         &stop,
-        &is_full,
+        recording.as_ref(),
         &mut times,
     );
     // The log is closed, and what it holds is said, also when the generation failed.
@@ -154,7 +163,11 @@ fn sampler(args: &RunArgs, seed: u32) -> llama_rs::Result<Sampler> {
     builder.min_p(args.min_p).seed(seed).build()
 }
 
-fn load(args: &RunArgs, stop: &AtomicBool) -> llama_rs::Result<Model> {
+fn load(
+    args: &RunArgs,
+    stop: &AtomicBool,
+    on_progress: &mut dyn FnMut(),
+) -> llama_rs::Result<Model> {
     let name = args
         .model
         .file_name()
@@ -168,6 +181,7 @@ fn load(args: &RunArgs, stop: &AtomicBool) -> llama_rs::Result<Model> {
     };
     Model::load_with(&Backend::init(), &args.model, &params, |fraction| {
         bar.set(fraction);
+        on_progress();
         if stop.load(Ordering::Relaxed) {
             ControlFlow::Break(())
         } else {
@@ -228,14 +242,17 @@ fn stream(
     prompt: &[Token],
     sampler: &mut Sampler,
     stop: &AtomicBool,
-    is_full: &dyn Fn() -> bool,
+    recording: Option<&Recording<'_>>,
     times: &mut Times,
 ) -> anyhow::Result<Option<Generated>> {
     let vocab = context.model().vocab();
     let mut output = Output::new();
     let mut text = Utf8Stream::new();
     let mut failure = None;
+    let is_full = || recording.is_some_and(Recording::is_full);
+    let text_comes = || recording.into_iter().for_each(Recording::text_comes);
     if args.ids {
+        text_comes();
         let ids: String = prompt.iter().map(|token| format!(" {token}")).collect();
         if output
             .write(format!("prompt{ids}\ngenerated").as_bytes())?
@@ -253,6 +270,7 @@ fn stream(
         } else {
             text.push(&vocab.piece(token, false))
         };
+        text_comes();
         match output.write(piece.as_bytes()) {
             Ok(ControlFlow::Continue(())) if !stop.load(Ordering::Relaxed) && !is_full() => {
                 ControlFlow::Continue(())

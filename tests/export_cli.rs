@@ -59,7 +59,6 @@ fn tables() -> Tables {
                 ..Tensor::default()
             },
         ],
-        properties: vec![("address.0".into(), format!("{MAPPING:#x}"))],
         ..Tables::default()
     }
 }
@@ -140,6 +139,7 @@ fn write_steps(log: &mut LogWriter, n_generated: u32) {
 fn make_log(folder: &Path, capacity_bytes: u64, n_generated: u32) -> PathBuf {
     let path = folder.join("run.ftrace");
     let mut log = LogWriter::create(&path, &tables(), capacity_bytes, OnFull::Wrap).unwrap();
+    log.set_address(0, MAPPING);
     write_steps(&mut log, n_generated);
     log.finish().unwrap();
     path

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 
 use common::{assert_bad_input, faultline, stderr, stdout, tiny_model};
-use tracer::{LogReader, Op};
+use tracer::{KernelOptions, LogReader, NO_STEP, Op, Record};
 
 fn verb(verb: &str, model: &Path, arguments: &[&str]) -> Command {
     let mut command = faultline();
@@ -85,5 +85,109 @@ fn a_log_that_cannot_be_written_is_bad_input() {
             .output()
             .unwrap();
         assert_bad_input(&output, &[&path.display().to_string()]);
+        // Before the model is loaded, which shows its progress in llama.cpp's log.
+        let verbose = verb("record", &model, &["-n", "2", "-v", "-o"])
+            .arg(path)
+            .output()
+            .unwrap();
+        assert_eq!(stderr(&verbose).lines().count(), 1, "{}", stderr(&verbose));
     }
+}
+
+/// Whether the machine permits it; otherwise the reason is printed.
+fn is_permitted(options: KernelOptions, model: &Path) -> bool {
+    let refusal = options.check(&gguf::ModelFiles::open(model).unwrap()).err();
+    if let Some(refusal) = &refusal {
+        eprintln!("skipped: {refusal}");
+    }
+    refusal.is_none()
+}
+
+#[test]
+fn what_the_kernel_did_is_in_the_log_and_summed_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = tiny_model(folder.path(), "tiny-gpt-oss");
+    let options = KernelOptions {
+        faults: true,
+        residency_steps: Some(3),
+        ..KernelOptions::default()
+    };
+    if !is_permitted(options, &model) {
+        return;
+    }
+    let log = folder.path().join("run.ftrace");
+    let output = verb("record", &model, &["-n", "6", "-v", "--prefetch", "none"])
+        .args(["--faults", "--residency", "3", "-o"])
+        .arg(&log)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+    let said = stderr(&output);
+    for expected in [
+        "prompt: consumed ",
+        "decode: minor faults ",
+        " major faults in the model's files, ",
+    ] {
+        assert!(said.contains(expected), "{expected}: {said}");
+    }
+    assert!(!said.contains("events of the kernel were lost"), "{said}");
+
+    let log = LogReader::open(&log).unwrap();
+    assert!(log.address(0).is_some());
+    let records: Vec<Record> = log.records().map(Result::unwrap).collect();
+    let faults = [Op::FAULT_MINOR, Op::FAULT_MAJOR];
+    assert!(records.iter().any(|record| faults.contains(&record.op)));
+    let mut snapshots: Vec<u32> = records
+        .iter()
+        .filter(|record| record.op == Op::RESIDENT && record.tensor == 0)
+        .map(|record| record.step)
+        .collect();
+    // One before and one after loading.
+    assert_eq!(snapshots.split_off(2), [2, 5]);
+    assert_eq!(snapshots, [NO_STEP, NO_STEP]);
+}
+
+/// As the user nobody, with this program and model.
+#[test]
+fn what_is_not_permitted_names_the_command_that_grants_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = tiny_model(folder.path(), "tiny-llama");
+    let log = folder.path().join("run.ftrace");
+    let everybody = std::os::unix::fs::PermissionsExt::from_mode(0o777);
+    std::fs::set_permissions(folder.path(), everybody).unwrap();
+    let as_nobody = |arguments: &[&str]| {
+        let command = verb("record", &model, arguments);
+        let mut nobody = Command::new("setpriv");
+        nobody.args([
+            "--reuid",
+            "65534",
+            "--regid",
+            "65534",
+            "--clear-groups",
+            "--",
+        ]);
+        nobody.arg(command.get_program()).args(command.get_args());
+        nobody.arg("-o").arg(&log);
+        nobody.output()
+    };
+    match as_nobody(&["-n", "1"]) {
+        Ok(output) if output.status.success() => {}
+        other => {
+            eprintln!("skipped: this user cannot run the program as another: {other:?}");
+            return;
+        }
+    }
+    std::fs::remove_file(&log).unwrap();
+    let output = as_nobody(&["-n", "1", "--block"]).unwrap();
+    assert_bad_input(&output, &["block reads cannot be watched"]);
+    let said = stderr(&output);
+    assert!(
+        ["setcap ", "mount -t tracefs", "copy the model"]
+            .iter()
+            .any(|help| said.contains(help)),
+        "{said}"
+    );
+    let output = as_nobody(&["-n", "1", "--residency"]).unwrap();
+    assert_bad_input(&output, &["run as its owner or as root"]);
+    assert!(!log.exists(), "nothing is created before all is permitted");
 }

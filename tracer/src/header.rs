@@ -9,7 +9,7 @@ use crate::{Error, RECORD_BYTES, Result};
 /// Major version of the format: a reader knows exactly one.
 pub const VERSION_MAJOR: u16 = 1;
 /// Minor version of the format: a reader of an older one can read the file, too.
-pub const VERSION_MINOR: u16 = 0;
+pub const VERSION_MINOR: u16 = 1;
 
 pub(crate) const MAGIC: [u8; 8] = *b"\x89FTRACE\n";
 pub(crate) const HEADER_BYTES: usize = 4096;
@@ -27,6 +27,9 @@ pub(crate) const REFUSED_OFFSET: usize = 1152;
 pub(crate) const STATE_OFFSET: usize = 1160;
 pub(crate) const N_EXTRAS_OFFSET: usize = 1168;
 pub(crate) const CLOSED_NS_OFFSET: usize = 1176;
+/// One word for each of the first files of the model: where it is mapped.
+pub(crate) const ADDRESSES_OFFSET: usize = 2048;
+pub(crate) const ADDRESSES_MAX: usize = (HEADER_BYTES - ADDRESSES_OFFSET) / 8;
 
 /// What happens when a log is full.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -299,6 +302,13 @@ impl Changing {
     }
 }
 
+/// Addresses of the first `n_files` files.
+pub(crate) fn addresses(page: &[u8], n_files: usize) -> Vec<u64> {
+    (0..n_files.min(ADDRESSES_MAX))
+        .map(|file| read_u64(page, ADDRESSES_OFFSET + file * 8))
+        .collect()
+}
+
 /// What a log says about itself, apart from its tables.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -461,7 +471,8 @@ mod tests {
         );
         let mut page = fixed().encode();
         page[8] = 9;
-        assert!(matches!(decode(&page), Err(Error::Version { found, .. }) if found == "9.0"));
+        let foreign = format!("9.{VERSION_MINOR}");
+        assert!(matches!(decode(&page), Err(Error::Version { found, .. }) if found == foreign));
         page[12..16].reverse();
         assert!(matches!(
             decode(&page),

@@ -67,9 +67,14 @@ mod error;
 #[cfg(not(loom))]
 mod extents;
 mod header;
+mod join;
+#[cfg(all(feature = "record", not(loom)))]
+mod kernel;
 #[cfg(not(loom))]
 mod map;
+mod marks;
 mod model;
+mod places;
 mod reader;
 mod record;
 #[cfg(all(feature = "record", not(loom)))]
@@ -79,6 +84,7 @@ mod source;
 mod tables;
 #[cfg(all(feature = "record", not(loom)))]
 mod ticks;
+mod totals;
 #[cfg(not(loom))]
 mod writer;
 
@@ -88,15 +94,21 @@ pub use error::Error;
 #[cfg(not(loom))]
 pub use extents::{Extent, ExtentFlags, extents, extents_of};
 pub use header::{Header, OnFull, State, VERSION_MAJOR, VERSION_MINOR};
+pub use join::{Cause, Join};
+#[cfg(all(feature = "record", not(loom)))]
+pub use kernel::{KernelCounts, KernelError, KernelOptions};
+pub use marks::{BlockRead, Fault, FaultsElsewhere, KernelMark, MARK_PAGE_BYTES, Resident};
 pub use model::{SliceKind, tables};
+pub use places::{Places, bytes_of};
 pub use reader::{Chunks, LogReader, Records};
-pub use record::{Access, Flags, Node, Op, RECORD_BYTES, Record, WHOLE};
+pub use record::{Access, Flags, NO_STEP, Node, Op, RECORD_BYTES, Record, WHOLE};
 #[cfg(all(feature = "record", not(loom)))]
 pub use recorder::Recorder;
 pub use source::Source;
 pub use tables::{
     EXTRA_NAME_BYTES_MAX, Extra, ExtraKind, MAX_TABLE_BYTES, ModelFile, Tables, Tensor,
 };
+pub use totals::{ByClass, PhaseTotals, Totals, WeightClass};
 #[cfg(not(loom))]
 pub use writer::{CAPACITY_BYTES_DEFAULT, LogWriter, Progress, Summary};
 

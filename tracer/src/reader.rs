@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::codec::Malformed;
-use crate::header::{Changing, Fixed, HEAD_OFFSET, HEADER_BYTES, Header, Section, State};
+use crate::header::{self, Changing, Fixed, HEAD_OFFSET, HEADER_BYTES, Header, Section, State};
 use crate::ring::oldest;
 use crate::source::Source;
 use crate::tables::{self, EXTRA_BYTES, Extra, Tables, Tensor};
@@ -25,6 +25,7 @@ pub struct LogReader<S = File> {
     header: Header,
     tables: Tables,
     extras: Vec<Extra>,
+    addresses: Vec<u64>,
     /// Slots that lie in the file as a whole.
     n_slots_present: u64,
     damage: Option<Error>,
@@ -131,6 +132,7 @@ impl<S: Source> LogReader<S> {
             source,
             fixed,
             header,
+            addresses: header::addresses(&page, tables.files.len()),
             tables,
             extras,
             n_slots_present,
@@ -162,6 +164,13 @@ impl<S: Source> LogReader<S> {
     pub fn extra(&self, id: u32) -> Option<&Extra> {
         let index = (id as usize).checked_sub(self.tables.tensors.len())?;
         self.extras.get(index)
+    }
+
+    /// Where the writer had byte 0 of a model file mapped, so that byte `n` of it was at this address plus `n`. `None` where
+    /// the file was not mapped, and for all but the first 256 files.
+    pub fn address(&self, file: u32) -> Option<u64> {
+        let address = self.addresses.get(file as usize).copied();
+        address.filter(|&address| address != 0)
     }
 
     /// What is missing, if the file was cut short: always [`Error::Truncated`].

@@ -6,9 +6,12 @@ pub const RECORD_BYTES: usize = 32;
 /// The slice number of an access that reads all of a tensor.
 pub const WHOLE: u32 = u32::MAX;
 
+/// The step of what happened before the first decode call, such as page faults while the model was loaded.
+pub const NO_STEP: u32 = u32::MAX;
+
 /// One access: one operation reading one slice of one weight. Some operations are not accesses but
 /// marks ([`Op::is_mark`]) that say where a step begins and which tokens it has; the functions that
-/// build them say what each field holds then.
+/// build them say what each field holds then. What the kernel did is in marks, too: [`KernelMark`](crate::KernelMark).
 ///
 /// All accesses of one node are adjacent and have the same time, duration, step, ubatch and node;
 /// the last of them has [`Flags::LAST`].
@@ -23,7 +26,7 @@ pub struct Record {
     pub tensor: u32,
     /// Index of the slice (a row or an expert), or [`WHOLE`].
     pub slice: u32,
-    /// Number of the decode call, counted from 0.
+    /// Number of the decode call, counted from 0; [`NO_STEP`] in marks from before the first.
     pub step: u32,
     /// How many tokens used the slice; `u16::MAX` stands for that many or more.
     pub n_used: u16,
@@ -219,11 +222,11 @@ pub struct Access {
     pub n_used: u32,
 }
 
-fn saturate_u16(value: u32) -> u16 {
+pub(crate) fn saturate_u16(value: u32) -> u16 {
     u16::try_from(value).unwrap_or(u16::MAX)
 }
 
-fn saturate_u32(value: u64) -> u32 {
+pub(crate) fn saturate_u32(value: u64) -> u32 {
     u32::try_from(value).unwrap_or(u32::MAX)
 }
 
@@ -281,6 +284,11 @@ ops! {
     STEP_TOKEN = 241 "STEP_TOKEN";
     STEP_END = 242 "STEP_END";
     UBATCH_BEGIN = 243 "UBATCH_BEGIN";
+    FAULT_MINOR = 244 "FAULT_MINOR";
+    FAULT_MAJOR = 245 "FAULT_MAJOR";
+    BLOCK_READ = 246 "BLOCK_READ";
+    RESIDENT = 247 "RESIDENT";
+    FAULTS_ELSEWHERE = 248 "FAULTS_ELSEWHERE";
 }
 
 impl Op {

@@ -4,19 +4,21 @@ mod plan;
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use gguf::ModelFiles;
 use llama_rs::{
     AccessReader, GraphRef, Model, NodeObserver, NodeRef, Pending, Phase, Step, TensorKey,
     WeightRef, Which,
 };
 use plan::{Planned, Plans, selects};
 
+use crate::kernel::{self, Watch, maps};
 use crate::model::layer_and_component;
 use crate::ticks::Ticks;
 use crate::{
-    Access, Extra, ExtraKind, Flags, LogWriter, Node, OnFull, Op, Progress, Record, Result,
-    Summary, WHOLE, tables,
+    Access, Extra, ExtraKind, Flags, KernelCounts, KernelError, KernelOptions, LogWriter, Node,
+    OnFull, Op, Progress, Record, Result, Summary, Tables, WHOLE, tables,
 };
 
 /// Records for which pages are made ready between two decodes.
@@ -38,9 +40,30 @@ const PREPARE_RECORDS: u64 = 16 << 10;
 /// # Ok(())
 /// # }
 /// ```
+///
+/// To record what the kernel does while the model is loaded, create it [before](Recorder::open):
+///
+/// ```no_run
+/// # fn run() -> Result<(), Box<dyn std::error::Error>> {
+/// use llama_rs::{Backend, Context, ContextParams, Model, ModelParams};
+/// use tracer::{CAPACITY_BYTES_DEFAULT, KernelOptions, OnFull, Recorder};
+///
+/// let files = gguf::ModelFiles::open("model.gguf")?;
+/// let mut recorder = Recorder::open("run.ftrace", &files, CAPACITY_BYTES_DEFAULT, OnFull::Wrap)?;
+/// recorder.watch_kernel(&KernelOptions { faults: true, ..KernelOptions::default() })?;
+/// let model = Model::load(&Backend::init(), "model.gguf", &ModelParams::default())?;
+/// recorder.model_loaded(&model);
+/// let mut context = Context::new(&model, &ContextParams::default())?;
+/// context.set_observer(recorder)?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct Recorder {
     log: LogWriter,
+    tables: Tables,
+    paths: Vec<PathBuf>,
+    watch: Option<Watch>,
     tensors: HashMap<TensorKey, u32, BuildHasherDefault<KeyHasher>>,
     reader: AccessReader,
     plans: Plans,
@@ -104,21 +127,32 @@ impl Recorder {
         capacity_bytes: u64,
         on_full: OnFull,
     ) -> Result<Recorder> {
-        let tables = tables(model.files());
-        let by_name: HashMap<&str, u32> = (0..)
-            .zip(&tables.tensors)
-            .map(|(id, tensor)| (tensor.name.as_str(), id))
-            .collect();
-        let tensors = model
-            .weights()
-            .into_iter()
-            .filter_map(|weight| Some((weight.key, *by_name.get(weight.name.as_str())?)))
-            .collect();
+        let mut recorder = Recorder::open(path, model.files(), capacity_bytes, on_full)?;
+        recorder.model_loaded(model);
+        Ok(recorder)
+    }
+
+    /// A log for a model that is yet to be loaded from these files. [`Recorder::model_loaded`] must follow before the first
+    /// decode.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`LogWriter::create`].
+    pub fn open(
+        path: impl AsRef<Path>,
+        files: &ModelFiles,
+        capacity_bytes: u64,
+        on_full: OnFull,
+    ) -> Result<Recorder> {
+        let tables = tables(files);
         let log = LogWriter::create(path, &tables, capacity_bytes, on_full)?;
         Ok(Recorder {
             ticks: Ticks::new(log.clock()),
             log,
-            tensors,
+            tables,
+            paths: kernel::paths(files),
+            watch: None,
+            tensors: HashMap::default(),
             reader: AccessReader::new(),
             plans: Plans::default(),
             node: Current::default(),
@@ -132,6 +166,55 @@ impl Recorder {
         })
     }
 
+    /// Records what the kernel does, from now on until [`Recorder::finish`]. Call it before the model is loaded, on the
+    /// thread that loads it: page faults are seen in this thread and in those that it starts.
+    ///
+    /// # Errors
+    ///
+    /// [`KernelError`] if the kernel does not permit it, with the command that helps.
+    pub fn watch_kernel(
+        &mut self,
+        options: &KernelOptions,
+    ) -> std::result::Result<(), KernelError> {
+        let clock = self.log.clock();
+        let watch = Watch::start(options, &self.tables, &self.paths, clock)?;
+        self.watch.insert(watch).snapshot(&mut self.log);
+        Ok(())
+    }
+
+    /// Moves what the kernel has done so far to the log. While a model is being loaded nobody else does, so a progress
+    /// callback should.
+    pub fn collect(&mut self) {
+        if let Some(watch) = &mut self.watch {
+            watch.collect(&mut self.log);
+        }
+    }
+
+    /// The model is loaded, from the files that the log was created for: its tensors get their names, and the addresses of
+    /// the mapped files go to the log.
+    pub fn model_loaded(&mut self, model: &Model) {
+        let by_name: HashMap<&str, u32> = (0..)
+            .zip(&self.tables.tensors)
+            .map(|(id, tensor)| (tensor.name.as_str(), id))
+            .collect();
+        self.tensors = model
+            .weights()
+            .into_iter()
+            .filter_map(|weight| Some((weight.key, *by_name.get(weight.name.as_str())?)))
+            .collect();
+        // Addresses are for people who compare logs with other tools; a log without them is complete.
+        let identities = self.paths.iter().map(|path| maps::FileIdentity::of(path));
+        let identities = identities.collect::<std::io::Result<Vec<_>>>();
+        let mappings = identities.and_then(|files| maps::mappings(&files));
+        for mapping in mappings.unwrap_or_default().iter().rev() {
+            self.log.set_address(mapping.file, mapping.base());
+        }
+        if let Some(watch) = &mut self.watch {
+            watch.collect(&mut self.log);
+            watch.snapshot(&mut self.log);
+        }
+    }
+
     /// How full the log is; may be asked from any thread while the recorder is in use.
     pub fn progress(&self) -> Progress {
         self.log.progress()
@@ -142,12 +225,19 @@ impl Recorder {
         self.n_unknown
     }
 
+    /// Ends watching the kernel, and says what it came to; `None` if it was not watched.
+    pub fn end_watch(&mut self) -> Option<KernelCounts> {
+        let watch = self.watch.take()?;
+        Some(watch.stop(&mut self.log))
+    }
+
     /// Closes the log.
     ///
     /// # Errors
     ///
     /// [`Error::Io`](crate::Error::Io) from the system; the log can be read all the same.
-    pub fn finish(self) -> Result<Summary> {
+    pub fn finish(mut self) -> Result<Summary> {
+        self.end_watch();
         self.log.finish()
     }
 
@@ -219,16 +309,20 @@ impl Recorder {
 impl NodeObserver for Recorder {
     fn step_begin(&mut self, step: &Step<'_>) {
         self.log.prepare(PREPARE_RECORDS);
+        self.collect();
         self.flags = match step.phase() {
             Phase::Prompt => Flags::PROMPT,
             Phase::Decode => Flags::default(),
         };
         (self.n_graphs, self.n_tokens) = (0, 0);
         self.step_begin_ns = self.log.now_ns();
+        if let Some(watch) = &mut self.watch {
+            watch.begin_step(self.step_begin_ns, self.step, self.flags);
+        }
         let n_outputs = (0..step.n_tokens())
             .filter(|&i| step.wants_logits(i))
             .count();
-        self.log.push(Record::step_begin(
+        self.log.push_mark(Record::step_begin(
             self.step_begin_ns,
             self.step,
             step.n_tokens() as u32,
@@ -236,7 +330,7 @@ impl NodeObserver for Recorder {
             self.flags,
         ));
         for (index, (token, &position)) in step.tokens().zip(step.positions()).enumerate() {
-            self.log.push(Record::step_token(
+            self.log.push_mark(Record::step_token(
                 self.step_begin_ns,
                 self.step,
                 index as u32,
@@ -251,7 +345,7 @@ impl NodeObserver for Recorder {
     fn graph_begin(&mut self, graph: &GraphRef<'_>) {
         let n_tokens = self.plans.begin(graph);
         let now_ns = self.log.now_ns();
-        self.log.push(Record::ubatch_begin(
+        self.log.push_mark(Record::ubatch_begin(
             now_ns,
             self.step,
             self.n_graphs,
@@ -310,17 +404,27 @@ impl NodeObserver for Recorder {
             self.log
                 .push_node(&node, of_node.iter().map(|planned| planned.access));
         }
+        // What happened during this node may yet concern the next one, which other threads have begun.
+        if let Some(watch) = &mut self.watch
+            && watch.is_long()
+        {
+            watch.collect_until(&mut self.log, self.node.begin_ns);
+        }
     }
 
     fn step_end(&mut self, _: &Step<'_>, is_complete: bool) {
+        let duration_ns = self.log.now_ns() - self.step_begin_ns;
+        self.collect();
         if is_complete {
-            let duration_ns = self.log.now_ns() - self.step_begin_ns;
-            self.log.push(Record::step_end(
+            self.log.push_mark(Record::step_end(
                 self.step_begin_ns,
                 duration_ns,
                 self.step,
                 self.flags,
             ));
+        }
+        if let Some(watch) = &mut self.watch {
+            watch.snapshot_after(&mut self.log, self.step);
         }
         self.step = self.step.wrapping_add(1);
     }

@@ -6,10 +6,11 @@ mod pending;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::header::{
-    CLOSED_NS_OFFSET, Fixed, HEAD_OFFSET, N_EXTRAS_OFFSET, OnFull, REFUSED_OFFSET, STATE_OFFSET,
+    ADDRESSES_MAX, ADDRESSES_OFFSET, CLOSED_NS_OFFSET, Fixed, HEAD_OFFSET, N_EXTRAS_OFFSET, OnFull,
+    REFUSED_OFFSET, STATE_OFFSET,
 };
 use crate::map::Map;
 use crate::ring::{oldest, publish};
@@ -46,6 +47,8 @@ pub struct LogWriter {
     /// Records are refused when the head gets here.
     limit: u64,
     refused: u64,
+    /// Records that are marks; shared with [`Progress`].
+    n_marks: Arc<AtomicU64>,
     /// The slots of the records up to this number have been asked for.
     prepared: u64,
     n_extras: u32,
@@ -85,6 +88,7 @@ impl LogWriter {
                 OnFull::Stop => fixed.capacity,
             },
             refused: 0,
+            n_marks: Arc::default(),
             prepared: 0,
             n_extras: 0,
             n_tensors: fixed.tensors.count,
@@ -132,6 +136,14 @@ impl LogWriter {
         let mut last = node.record(access);
         last.flags = last.flags | Flags::LAST;
         self.push(last);
+    }
+
+    /// Adds a record that is a mark, which [`Progress::n_accesses`] leaves out.
+    pub fn push_mark(&mut self, record: Record) {
+        if !self.is_full() {
+            self.n_marks.fetch_add(1, Ordering::Relaxed);
+        }
+        self.push(record);
     }
 
     #[cold]
@@ -191,6 +203,17 @@ impl LogWriter {
         Ok(id)
     }
 
+    /// Notes where byte 0 of a model file is mapped. There is room for the first 256 files of the table; others are
+    /// left out.
+    pub fn set_address(&mut self, file: u32, address: u64) {
+        let file = file as usize;
+        if file < (self.fixed.files.count as usize).min(ADDRESSES_MAX) {
+            self.map
+                .word(ADDRESSES_OFFSET + file * 8)
+                .store(address.to_le(), Ordering::Relaxed);
+        }
+    }
+
     /// The clock of this log's times.
     pub fn clock(&self) -> Clock {
         self.clock
@@ -217,6 +240,7 @@ impl LogWriter {
     pub fn progress(&self) -> Progress {
         Progress {
             map: Arc::clone(&self.map),
+            n_marks: Arc::clone(&self.n_marks),
             capacity: self.fixed.capacity,
         }
     }
@@ -279,6 +303,7 @@ pub struct Summary {
 #[derive(Debug, Clone)]
 pub struct Progress {
     map: Arc<Map>,
+    n_marks: Arc<AtomicU64>,
     capacity: u64,
 }
 
@@ -286,6 +311,13 @@ impl Progress {
     /// Records written so far, those included that were overwritten.
     pub fn n_written(&self) -> u64 {
         u64::from_le(self.map.word(HEAD_OFFSET).load(Ordering::Relaxed))
+    }
+
+    /// Records so far that are accesses and not marks ([`LogWriter::push_mark`]).
+    pub fn n_accesses(&self) -> u64 {
+        // Marks first: one that comes in between makes the result too large by one, never negative.
+        let n_marks = self.n_marks.load(Ordering::Relaxed);
+        self.n_written().saturating_sub(n_marks)
     }
 
     /// Records lost so far: overwritten, or refused.

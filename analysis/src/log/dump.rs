@@ -4,7 +4,7 @@ use std::io::Write;
 use std::ops::ControlFlow;
 
 use glob::Pattern;
-use tracer::{Flags, Op, Record};
+use tracer::{Flags, KernelMark, NO_STEP, Op, Record};
 
 use super::{Access, Entry, Log, Weights};
 use crate::output::Sink;
@@ -129,6 +129,10 @@ fn mark_line(sequence: u64, record: &Record) -> String {
                 record.slice, record.tensor
             ),
         ),
+        _ if let Some(mark) = KernelMark::of(record) => (
+            String::new(),
+            format!("{} {}", op_name(record.op), kernel_mark(&mark)),
+        ),
         _ => (
             String::new(),
             format!(
@@ -146,21 +150,46 @@ fn mark_line(sequence: u64, record: &Record) -> String {
     line(sequence, record, &place, &what)
 }
 
+fn kernel_mark(mark: &KernelMark) -> String {
+    match mark {
+        KernelMark::Fault(fault) => {
+            format!("file {}, offset {}", fault.file, fault.offset_bytes)
+        }
+        KernelMark::BlockRead(read) => format!(
+            "file {}, offset {}, {}",
+            read.file,
+            read.offset_bytes,
+            size(read.size_bytes)
+        ),
+        KernelMark::Resident(resident) => format!(
+            "tensor {}, {} of {} pages",
+            resident.tensor, resident.n_resident, resident.n_pages
+        ),
+        KernelMark::FaultsElsewhere(faults) => {
+            format!("{} minor, {} major", faults.n_minor, faults.n_major)
+        }
+    }
+}
+
 fn line(sequence: u64, record: &Record, place: &str, what: &str) -> String {
     let (s, ns) = (
         record.time_ns / 1_000_000_000,
         record.time_ns % 1_000_000_000,
     );
     let took = match record.op {
-        // These two have other numbers in this field, or none.
-        Op::STEP_BEGIN | Op::STEP_TOKEN | Op::UBATCH_BEGIN => String::new(),
+        // The other marks have other numbers in this field, or none.
+        op if op.is_mark() && ![Op::STEP_END, Op::BLOCK_READ].contains(&op) => String::new(),
+        Op::BLOCK_READ if record.duration_ns == u32::MAX => "?".to_owned(),
         _ => format!(
             "{}.{:03}",
             record.duration_ns / 1000,
             record.duration_ns % 1000
         ),
     };
-    let step = record.step;
+    let step = match record.step {
+        NO_STEP => "-".to_owned(),
+        step => step.to_string(),
+    };
     format!("{sequence:>8} {s:>4}.{ns:09} {took:>10} {step:>5} {place:<12}  {what}")
 }
 

@@ -88,9 +88,6 @@ impl Weights {
     /// The tensors that a log knows.
     pub fn of<S: Source>(log: &tracer::LogReader<S>) -> Weights {
         let tables = log.tables();
-        let mappings: Vec<Option<u64>> = (0..tables.files.len())
-            .map(|file| mapping(&tables.properties, file))
-            .collect();
         let layer = |layer: i32| (layer >= 0).then_some(layer);
         let tensors = tables.tensors.iter().map(|tensor| Weight {
             name: tensor.name.clone(),
@@ -99,7 +96,7 @@ impl Weights {
             place: Some(FilePlace {
                 file: tensor.file,
                 offset_bytes: tensor.offset_bytes,
-                mapping: mappings.get(tensor.file as usize).copied().flatten(),
+                mapping: log.address(tensor.file),
             }),
             size_bytes: tensor.size_bytes,
             slice_stride_bytes: tensor.slice_stride_bytes,
@@ -128,13 +125,6 @@ impl Weights {
     pub fn iter(&self) -> impl Iterator<Item = &Weight> {
         self.0.iter()
     }
-}
-
-/// The property `address.<file>`: where the file was mapped, in hexadecimal.
-fn mapping(properties: &[(String, String)], file: usize) -> Option<u64> {
-    let key = format!("address.{file}");
-    let (_, value) = properties.iter().find(|(name, _)| *name == key)?;
-    u64::from_str_radix(value.strip_prefix("0x").unwrap_or(value), 16).ok()
 }
 
 #[cfg(test)]
@@ -182,16 +172,5 @@ mod tests {
         huge.slice_stride_bytes = u64::MAX;
         assert_eq!(huge.bytes(&record(7)).in_file, None);
         assert_eq!(huge.bytes(&record(0)).address, None);
-    }
-
-    #[test]
-    fn addresses_are_read_from_properties() {
-        let properties = [
-            ("address.0".to_owned(), "0x7f00aa".to_owned()),
-            ("address.1".to_owned(), "7f00bb".to_owned()),
-            ("address.2".to_owned(), "somewhere".to_owned()),
-        ];
-        let found: Vec<Option<u64>> = (0..4).map(|file| mapping(&properties, file)).collect();
-        assert_eq!(found, [Some(0x7f_00aa), Some(0x7f_00bb), None, None]);
     }
 }
