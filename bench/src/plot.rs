@@ -166,7 +166,7 @@ fn panel_title(row: &Row) -> String {
 fn median_run(result: &RowResult) -> Option<&RunRecord> {
     let mut runs: Vec<(f64, &RunRecord)> = result
         .good()
-        .filter_map(|run| Some((run.figures.as_ref()?.load_ms, run)))
+        .filter_map(|run| Some((run.figures.as_ref()?.load_ms?, run)))
         .collect();
     runs.sort_by(|a, b| a.0.total_cmp(&b.0));
     runs.get((runs.len().max(1) - 1) / 2).map(|(_, run)| *run)
