@@ -193,17 +193,19 @@ fn a_router_that_changes_nothing_changes_no_logit() {
     }
 }
 
+type Nonsense = fn(Pick, &mut [u32]);
+
 /// Answers with nonsense for one token, once.
 struct Wrong {
-    nonsense: Option<fn(Pick, &mut [u32])>,
+    nonsense: Option<Nonsense>,
 }
 
 impl Router for Wrong {
     fn route(&mut self, pick: Pick, experts: &mut [u32]) {
-        if (pick.layer, pick.token) == (1, 5) {
-            if let Some(nonsense) = self.nonsense.take() {
-                nonsense(pick, experts);
-            }
+        if (pick.layer, pick.token) == (1, 5)
+            && let Some(nonsense) = self.nonsense.take()
+        {
+            nonsense(pick, experts);
         }
     }
 }
@@ -213,7 +215,7 @@ fn picks_that_cannot_be_used_are_errors() {
     let tiny = TinyModel::new("tiny-gpt-oss");
     let model = tiny.load(&params());
     let expected = run(&mut context(&model), &prompt(40)).unwrap();
-    let nonsense: [(fn(Pick, &mut [u32]), &str); 3] = [
+    let nonsense: [(Nonsense, &str); 3] = [
         (
             |pick, experts| experts[0] = pick.n_expert,
             "token 5 of the batch in layer 1",
