@@ -268,7 +268,9 @@ impl Bench {
                         (run.row_index, run.repetition, run.place) = (index, repetition, place);
                         folder.append(&run)?;
                         progress.step(Some(&self.line(&run)));
-                        let failure = (run.status == RunStatus::Failed)
+                        // Our own failure says that something is wrong here; a baseline's is a result.
+                        let is_ours = run.row.engine == Engine::Faultline;
+                        let failure = (run.status == RunStatus::Failed && is_ours)
                             .then(|| run.reason.clone())
                             .flatten();
                         result.runs.push(Some(*run));
@@ -512,11 +514,15 @@ struct Conditions {
     _readahead: Option<Readahead>,
 }
 
-/// Whether a row is not tried again: refused, or too large for its budget or its time, which the next repetition would be
-/// as well.
+/// Whether a row is not tried again: refused, failed as a baseline, or too large for its budget or its time, which the next
+/// repetition would be as well.
 fn gives_up(result: &RowResult) -> bool {
-    let hopeless =
-        |run: &RunRecord| matches!(run.status, RunStatus::ExceededBudget | RunStatus::TimedOut);
+    let hopeless = |run: &RunRecord| {
+        matches!(
+            run.status,
+            RunStatus::ExceededBudget | RunStatus::TimedOut | RunStatus::Failed
+        )
+    };
     result.refused.is_some() || result.runs.iter().flatten().any(hopeless)
 }
 

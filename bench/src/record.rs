@@ -156,7 +156,7 @@ pub(crate) fn judge(
                 RunStatus::NotCold,
                 Some(format!(
                     "{} bytes of the model stayed in the page cache: another process has the file mapped or locked, its file \
-                 system is in memory, or this user does not own it and cannot see its pages",
+                 system is in memory (measure with --warm), or this user does not own it and cannot see its pages",
                     page_cache.resident_bytes
                 )),
             )

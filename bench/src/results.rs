@@ -237,6 +237,37 @@ impl Report {
         }
     }
 
+    /// Ratio of the speeds of a test to those of the row's reference, as [`ratio`](Report::ratio). Of decoding only as many tokens as both
+    /// runs of a pair computed: a run that was cut short had fewer tokens in which to fill its caches.
+    pub(crate) fn speed_ratio(&self, index: usize, test: Test) -> Option<Summary> {
+        let row = &self.rows[index];
+        let reference = &self.rows[row.reference];
+        if test == Test::Prompt || row.reference == index {
+            return self.ratio(index, self.tokens_per_s(test));
+        }
+        let steps_ns = |result: &RowResult, repetition: usize| -> Option<Vec<u64>> {
+            let run = result.runs.get(repetition)?.as_ref()?;
+            let outcome = run.outcome.as_ref()?;
+            (run.status == RunStatus::Ok).then(|| outcome.step_ns.clone())
+        };
+        let (own_ns, reference_ns): (Vec<_>, Vec<_>) = (0..row.runs.len())
+            .map(|repetition| {
+                let pair = steps_ns(row, repetition).zip(steps_ns(reference, repetition));
+                pair.map(|(own, other)| {
+                    let both = own.len().min(other.len());
+                    let sum_ns = |steps: &[u64]| steps[..both].iter().sum::<u64>() as f64;
+                    (sum_ns(&own), sum_ns(&other))
+                })
+                .unzip()
+            })
+            .unzip();
+        if own_ns.iter().all(Option::is_none) {
+            // Another program, which tells its speed only.
+            return self.ratio(index, self.tokens_per_s(test));
+        }
+        stats::paired_ratio(&reference_ns, &own_ns)
+    }
+
     /// Whether a run of a row ended by the time limit, before its last token.
     pub(crate) fn was_cut(&self) -> bool {
         let n_gen = self.setup.n_gen as usize;
@@ -387,6 +418,27 @@ pub(crate) mod tests {
         let ratio = report.ratio(1, |f| f.load_ms).unwrap();
         assert_eq!((ratio.n, ratio.median), (3, 0.5));
         assert_eq!(report.rows[1].summary(|f| f.load_ms).unwrap().median, 55.0);
+    }
+
+    #[test]
+    fn speeds_are_compared_over_the_tokens_that_both_computed() {
+        let mut report = report();
+        for run in report.rows[0].runs.iter_mut().flatten() {
+            run.outcome.as_mut().unwrap().step_ns = vec![4_000_000, 2_000_000];
+        }
+        for run in report.rows[1].runs.iter_mut().flatten() {
+            run.outcome.as_mut().unwrap().step_ns = vec![2_000_000, 1_000_000, 10, 10];
+        }
+        let ratio = report.speed_ratio(1, Test::Decode).unwrap();
+        assert_eq!((ratio.n, ratio.median), (3, 2.0));
+        assert!(report.speed_ratio(0, Test::Decode).is_none());
+        assert_eq!(report.speed_ratio(1, Test::Prompt).unwrap().median, 1.0);
+        // A program that tells its speed only.
+        for run in report.rows[1].runs.iter_mut().flatten() {
+            run.outcome = None;
+            run.figures = Some(Figures::of_rate(500.0, 4, None));
+        }
+        assert_eq!(report.speed_ratio(1, Test::Decode).unwrap().median, 0.5);
     }
 
     #[test]

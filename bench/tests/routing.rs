@@ -229,29 +229,24 @@ fn other_programs_run_under_the_same_conditions() {
         "speed ([0-9.]+) t/s",
     ];
     let output = run(folder.path(), &model, &args);
-    assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
-    assert!(
-        stderr(&output).contains("broken warm: it ended with exit status: 3"),
-        "{}",
-        stderr(&output)
-    );
-
-    let args: Vec<_> = args
-        .into_iter()
-        .filter(|arg| !arg.starts_with("broken"))
-        .collect();
-    let args = [&args[..7], &args[8..]].concat();
-    let found = measured(folder.path(), &model, &args);
-    let decode = found
-        .iter()
-        .find(|row| row["engine"] == "peer" && row["n_gen"] == 4)
-        .unwrap();
-    assert_eq!(decode["median_ts"].as_f64().unwrap().round(), 40.0);
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    let found = rows(&output);
+    let decode = |engine: &str| {
+        let of_engine = |row: &&Value| row["engine"] == engine && row["n_gen"] == 4;
+        found.iter().find(of_engine).unwrap()
+    };
+    let peer = decode("peer");
+    assert_eq!(peer["median_ts"].as_f64().unwrap().round(), 40.0);
+    assert_eq!(peer["status"], "ok");
     assert_eq!(
-        (&decode["load_ms"], &decode["fingerprint_logits"]),
+        (&peer["load_ms"], &peer["fingerprint_logits"]),
         (&Value::Null, &Value::Null)
     );
-    assert_eq!(found.last().unwrap()["engine"], "faultline");
+    let broken = decode("broken");
+    assert_eq!(broken["status"], "failed");
+    let reason = broken["reason"].as_str().unwrap();
+    assert!(reason.contains("exit status: 3"), "{reason}");
+    assert_eq!(decode("faultline")["status"], "ok");
 }
 
 #[test]

@@ -202,7 +202,7 @@ fn own(report: &Report, index: usize) -> Vec<Column> {
 fn intervals(report: &Report, index: usize, test: Test) -> Vec<Column> {
     let result = &report.rows[index];
     let rate = result.summary(report.tokens_per_s(test));
-    let rate_ratio = report.ratio(index, report.tokens_per_s(test));
+    let rate_ratio = report.speed_ratio(index, test);
     let lo = |summary: &Option<Summary>| json!(summary.map(|s| s.lo));
     let hi = |summary: &Option<Summary>| json!(summary.map(|s| s.hi));
     let mid = |summary: &Option<Summary>| json!(summary.map(|s| s.median));

@@ -3,7 +3,7 @@
 use crate::protocol::BuildFacts;
 use crate::results::{Report, RowResult, Setup, Test};
 use crate::size::{GIB, MIB, format_bytes};
-use crate::spec::{CacheState, Row};
+use crate::spec::{CacheState, Engine, Row};
 use crate::stats::{self, Summary};
 
 pub(super) fn render(report: &Report) -> String {
@@ -282,7 +282,7 @@ fn rate_cells(report: &Report, index: usize, result: &RowResult, test: Test) -> 
             "{:.2} [{:.2}, {:.2}]",
             summary.median, summary.lo, summary.hi
         ),
-        ratio(report.ratio(index, report.tokens_per_s(test))),
+        ratio(report.speed_ratio(index, test)),
     ]
 }
 
@@ -440,6 +440,26 @@ fn notes(report: &Report) -> String {
             "Token ids and logits of all rows with equal repacking were equal, byte by byte."
                 .to_string(),
         );
+    }
+    if let Some(limit_ns) = report.setup.decode_limit_ns.filter(|_| report.was_cut()) {
+        notes.push(format!(
+            "Decoding was ended after {} s in the rows with fewer than {} tokens: they say nothing about a longer run, and are compared over \
+             the tokens that both rows computed.",
+            limit_ns as f64 / 1e9,
+            report.setup.n_gen
+        ));
+    }
+    let peers = report
+        .rows
+        .iter()
+        .filter(|result| matches!(result.row.engine, Engine::Command(_)));
+    if report.setup.routing.is_some() {
+        for result in peers {
+            notes.push(format!(
+                "{}: chooses experts by itself, not by the routing trace.",
+                result.row.label()
+            ));
+        }
     }
     for result in &report.rows {
         let label = result.row.label();
