@@ -19,6 +19,7 @@ use crate::peer::Values;
 use crate::procfs;
 use crate::readahead::{self, Readahead};
 use crate::record::{Figures, RunRecord, RunStatus, judge};
+use crate::residency::{ByClass, ModelMap};
 use crate::results::{ModelSetup, Report, RowResult, Setup, Test};
 use crate::routing::Replay;
 use crate::runner::{self, End, Watched};
@@ -142,6 +143,7 @@ struct Bench {
     plan: Plan,
     model: PathBuf,
     parts: Vec<PathBuf>,
+    map: ModelMap,
     unchanged: Unchanged,
     device: Result<BlockDevice>,
     replay: Option<Replay>,
@@ -176,6 +178,7 @@ impl Bench {
         Ok(Bench {
             plan,
             model: model.to_path_buf(),
+            map: ModelMap::new(files),
             unchanged: Unchanged::new(&parts)?,
             parts,
             device: BlockDevice::of_file(model),
@@ -321,7 +324,7 @@ impl Bench {
         let oom_kills = limit.map_or(0, Limit::oom_kills);
         let (status, reason) = judge(row, &prepared.page_cache, &watched.end, oom_kills);
         let end = std::mem::replace(&mut watched.end, End::Killed);
-        let (outcome, figures) = match end {
+        let (outcome, mut figures) = match end {
             End::Complete(outcome) => {
                 let figures = Figures::of(&watched, &outcome, cgroup_peak_bytes);
                 (Some(*outcome), figures)
@@ -332,6 +335,10 @@ impl Bench {
             }
             _ => (None, None),
         };
+        // A baseline does not look at the page cache. What it leaves there is still there: the limit holds until the end of this function.
+        if let Some(figures) = figures.as_mut().filter(|f| f.resident_end_bytes.is_none()) {
+            figures.resident_end_bytes = self.map.resident().ok().map(ByClass::total);
+        }
         Ok(Attempt::Ran(Box::new(RunRecord {
             row_index: 0,
             repetition: 0,

@@ -205,6 +205,53 @@ fn a_run_over_its_budget_is_reported_as_that() {
 }
 
 #[test]
+fn another_program_lives_in_the_budget_too() {
+    let folder = folder();
+    let model = tiny(folder.path(), "tiny-llama");
+    // `tail` keeps what it may have to print.
+    let hog = "hog=head -c 400000000 /dev/zero | tail -c 400000000 > /dev/null; test -f {model} && exit 9";
+    let output = bench(folder.path())
+        .args([
+            "--prefetch=eager",
+            "-r",
+            "2",
+            "-p",
+            "2",
+            "-n",
+            "2",
+            "-o",
+            "json",
+        ])
+        .args([
+            "--budget",
+            "128MiB",
+            "--limit-by",
+            "cgroup",
+            "--baseline-cmd",
+            hog,
+        ])
+        .arg("--model")
+        .arg(&model)
+        .output()
+        .unwrap();
+    let message = stderr(&output);
+    if message.contains("no memory group can be made") {
+        return eprintln!("skipped: {message}");
+    }
+    assert_eq!(output.status.code(), Some(1), "{message}");
+    let rows = rows(&output);
+    assert_eq!(
+        (&rows[0]["engine"], &rows[0]["status"]),
+        (&"hog".into(), &"exceeded_budget".into())
+    );
+    let ours = rows.last().unwrap();
+    assert_eq!(
+        (&ours["engine"], &ours["status"]),
+        (&"faultline".into(), &"ok".into())
+    );
+}
+
+#[test]
 fn the_groups_peak_is_the_memory_of_the_run() {
     let folder = folder();
     let model = tiny(folder.path(), "tiny-gpt-oss");

@@ -259,6 +259,7 @@ fn stock_computes_the_same() {
     for name in ["tiny-gpt-oss", "tiny-qwen3moe", "tiny-llama"] {
         let folder = folder();
         let model = tiny(folder.path(), name);
+        let file_bytes = std::fs::metadata(&model).unwrap().len();
         let common = [
             "--prefetch=eager,selective",
             "--baseline",
@@ -304,7 +305,8 @@ fn stock_computes_the_same() {
                 assert_eq!(row["build_commit"], "b12032");
                 assert!(row["token16_ms"].as_f64() > row["first_token_ms"].as_f64());
                 assert!(row["faults_minor"].as_u64().unwrap() > 0);
-                assert_eq!(row["resident_end_bytes"], Value::Null);
+                assert_eq!(row["resident_after_load_bytes"], Value::Null);
+                assert_eq!(row["resident_end_bytes"], file_bytes, "a warm run");
             }
             let modes: Vec<_> = decode
                 .iter()
