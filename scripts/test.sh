@@ -48,10 +48,11 @@ step_patches() { cargo run --quiet --locked -p llama-build -- check-patches; }
 
 step_clippy() { cargo clippy --quiet --locked --workspace --all-targets -- -D warnings; }
 
-# Tests of llama-rs compare logits with a program that is built against the unpatched source.
+# Tests of llama-rs and of bench compare logits with programs that are built against the unpatched source.
 step_test() {
     FAULTLINE_REFERENCE=$(scripts/native.sh --unpatched tests/cpp/reference.cpp)
-    export FAULTLINE_REFERENCE
+    FAULTLINE_STOCK_WORKER=$(scripts/native.sh --unpatched bench/stock/stock_worker.cpp)
+    export FAULTLINE_REFERENCE FAULTLINE_STOCK_WORKER
     cargo test --locked --workspace
 }
 

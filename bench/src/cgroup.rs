@@ -424,6 +424,74 @@ mod tests {
         assert_eq!(Hierarchy::find("", "0::/\n"), None);
     }
 
+    /// A folder with files as a version 2 group has them.
+    fn fake_group(files: &[(&str, &str)]) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, text) in files {
+            fs::write(folder.path().join(name), text).unwrap();
+        }
+        folder
+    }
+
+    #[test]
+    fn a_version_2_group_gets_its_limits_and_is_read() {
+        let files = [
+            ("memory.max", "max\n"),
+            ("memory.swap.max", "max\n"),
+            ("memory.peak", "123456\n"),
+            ("memory.events", "low 0\nhigh 0\nmax 7\noom 2\noom_kill 1\n"),
+        ];
+        let folder = fake_group(&files);
+        let group = Group {
+            version: Version::V2,
+            folder: folder.path().to_path_buf(),
+            limit_bytes: 64 << 20,
+        };
+        group.set_limit().unwrap();
+        let read = |name: &str| fs::read_to_string(folder.path().join(name)).unwrap();
+        assert!(read("memory.max").starts_with("67108864"));
+        assert!(read("memory.swap.max").starts_with('0'));
+        assert_eq!((group.peak_bytes(), group.oom_kills()), (Some(123_456), 1));
+        // Kernels without swap accounting and without a peak.
+        for name in ["memory.swap.max", "memory.peak"] {
+            fs::remove_file(folder.path().join(name)).unwrap();
+        }
+        group.set_limit().unwrap();
+        assert_eq!(group.peak_bytes(), None);
+        fs::remove_file(folder.path().join("memory.max")).unwrap();
+        assert!(group.set_limit().is_err());
+        fs::remove_file(folder.path().join("memory.events")).unwrap();
+        drop(group);
+        assert!(!folder.path().exists());
+    }
+
+    #[test]
+    fn a_version_2_parent_must_have_the_controller_for_its_children() {
+        let folder = fake_group(&[("cgroup.subtree_control", "cpu io\n")]);
+        let controller = Controller {
+            version: Version::V2,
+            parent: folder.path().to_path_buf(),
+            moved: None,
+        };
+        let message = controller.usable().unwrap_err().to_string();
+        assert!(
+            message.contains("not enabled for its children"),
+            "{message}"
+        );
+        // A group that refuses its limit is removed again.
+        fs::write(
+            folder.path().join("cgroup.subtree_control"),
+            "cpu io memory\n",
+        )
+        .unwrap();
+        assert!(controller.usable().is_err());
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+        // Others in this process's group keep it from making room for children.
+        fs::write(folder.path().join("cgroup.procs"), "1\n").unwrap();
+        let message = Moved::into_leaf(folder.path()).unwrap_err().to_string();
+        assert!(message.contains("1 other processes"), "{message}");
+    }
+
     #[test]
     fn paths_below_a_mounted_subtree() {
         let mount_point = tempfile::tempdir().unwrap();

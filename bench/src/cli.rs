@@ -7,9 +7,11 @@ use anyhow::{Result, bail};
 use clap::{Args, Parser, Subcommand};
 
 use crate::host;
+use crate::limit::LimitBy;
 use crate::output::Format;
+use crate::peer::{self, Peer};
 use crate::size::{Budget, MIB, format_bytes, parse_size};
-use crate::spec::{Axes, CacheState, FlashAttn, Modes, Repack};
+use crate::spec::{Axes, Baseline, CacheState, FlashAttn, LoadMode, Modes, Repack};
 
 /// Below this a worker cannot even start.
 const SMALLEST_BUDGET_BYTES: u64 = 16 * MIB;
@@ -19,6 +21,8 @@ EXAMPLES:
   bench --prefetch=all                          demo model, cold, eager against none against selective
   bench -m model.gguf --prefetch=eager,selective --both -r 7 --repack both
   bench -m model.gguf --prefetch=all --budget 7000MB --readahead 128KiB,8MiB
+  bench -m gpt-oss-20b.gguf --prefetch=selective --baseline stock --routing traces/gpqa.routes.u8 --budget 50% \
+      --decode-seconds 20
   bench make-model --shape gpt-oss-20b -o gpt-oss-20b.gguf
   bench overhead -m model.gguf --llama-bench path/to/llama-bench
   bench trace-cost -m model.gguf
@@ -76,9 +80,34 @@ pub(crate) struct RunArgs {
     /// Tokens of the prompt. Few by default: a long prompt touches every expert, whatever the mode
     #[arg(short = 'p', long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
     n_prompt: u32,
-    /// Tokens to compute one by one after the prompt
+    /// Tokens to compute one by one after the prompt; at most so many with --decode-seconds
     #[arg(short = 'n', long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
     n_gen: u32,
+    /// No further token is begun when those after the prompt have taken so long together; rates are those of what was computed
+    #[arg(long, value_name = "SECONDS", value_parser = positive_seconds)]
+    decode_seconds: Option<Duration>,
+    /// Use the experts that a routing trace names instead of those that the model picks: FILE is NAME.routes.u8, with
+    /// NAME.routes.json beside it. `own` keeps the model's picks, at the same cost
+    #[arg(long, value_name = "FILE")]
+    pub(crate) routing: Option<PathBuf>,
+    /// Tokens of the trace to leave out; the prompt begins after them
+    #[arg(long, value_name = "N", default_value_t = 0, requires = "routing")]
+    pub(crate) routing_skip: u32,
+    /// Tokens of the trace to use, by prompt and decode together; stands for --n-gen
+    #[arg(long, value_name = "N", requires = "routing", conflicts_with = "n_gen", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    tokens: Option<u32>,
+    /// Rows of llama.cpp without patches, built from the same source: stock (the same as stock:mmap), stock:none, stock:dio,
+    /// stock:all, or a list. They come first
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    baseline: Vec<Baseline>,
+    /// A row of another program: a command for `sh` in which {model}, {tokens}, {prompt_tokens} and {threads} are replaced. Can be
+    /// given more than once
+    #[arg(long, value_name = "NAME=COMMAND")]
+    baseline_cmd: Vec<String>,
+    /// Where that program's speed is in its output: a regular expression whose first group is tokens per second; the last match
+    /// counts. One for all, or one for each --baseline-cmd [default: llama.cpp's own words]
+    #[arg(long, value_name = "REGEX", requires = "baseline_cmd")]
+    baseline_regex: Vec<String>,
     #[command(flatten)]
     compute: ComputeArgs,
     /// Repetitions of every row
@@ -93,8 +122,8 @@ pub(crate) struct RunArgs {
     /// Cold rows and warm rows
     #[arg(long, group = "cache")]
     both: bool,
-    /// Repacking of weights. `off` compares like with like, for sparse tensors are never repacked; `both` adds eager rows
-    /// with repacking on
+    /// Repacking of weights. `off` compares like with like, for sparse tensors are never repacked; `both` adds eager and
+    /// stock rows with repacking on
     #[arg(long, value_enum, default_value_t = Repack::Off)]
     repack: Repack,
     /// The slice provider that asks for a layer's missing slices in one batch [default: on for selective, off otherwise]
@@ -103,9 +132,16 @@ pub(crate) struct RunArgs {
     /// Memory limits, page cache included: sizes, percentages of the model's size, or `none`; a list multiplies the rows
     #[arg(long, value_name = "SIZES", value_delimiter = ',')]
     budget: Vec<Budget>,
+    /// How the limit is enforced: by a memory group, by locking all other memory of the machine, or as `auto` by the first where it
+    /// is permitted and otherwise by the second
+    #[arg(long, value_enum, default_value_t = LimitBy::Auto)]
+    pub(crate) limit_by: LimitBy,
     /// Readahead of the model's device during the run; a list multiplies the rows
     #[arg(long, value_name = "SIZES", value_delimiter = ',', value_parser = parse_size)]
     readahead: Vec<u64>,
+    /// A file for the steps of every run, as CSV: time, CPU time, bytes read and page faults of each token
+    #[arg(long, value_name = "FILE")]
+    pub(crate) steps: Option<PathBuf>,
     /// Format on standard output; progress goes to standard error
     #[arg(short, long, value_enum, default_value_t = Format::Md)]
     pub(crate) output: Format,
@@ -121,6 +157,14 @@ pub(crate) struct RunArgs {
     /// No progress on standard error
     #[arg(short, long)]
     pub(crate) quiet: bool,
+}
+
+/// A duration that lets something be computed.
+fn positive_seconds(text: &str) -> Result<Duration> {
+    match text.parse().map(Duration::try_from_secs_f64) {
+        Ok(Ok(duration)) if !duration.is_zero() => Ok(duration),
+        _ => bail!("`{text}` is not a number of seconds above 0"),
+    }
 }
 
 /// Options that shape the computation.
@@ -234,8 +278,10 @@ impl TraceCostArgs {
 #[derive(Debug)]
 pub(crate) struct Plan {
     pub(crate) axes: Axes,
+    pub(crate) peers: Vec<Peer>,
     pub(crate) n_prompt: u32,
     pub(crate) n_gen: u32,
+    pub(crate) decode_limit_ns: Option<u64>,
     pub(crate) n_batch: u32,
     pub(crate) n_ubatch: u32,
     pub(crate) n_threads: u32,
@@ -247,8 +293,26 @@ pub(crate) struct Plan {
 impl RunArgs {
     /// Checks what clap cannot. `model_bytes` is the size of the model's files.
     pub(crate) fn plan(&self, model_bytes: u64) -> Result<Plan> {
-        if self.n_prompt == 0 && self.n_gen == 0 {
+        let n_gen = match self.tokens {
+            None => self.n_gen,
+            Some(tokens) if tokens >= self.n_prompt => tokens - self.n_prompt,
+            Some(tokens) => bail!(
+                "--tokens {tokens} is less than the prompt's {}: the prompt takes tokens of the trace as well",
+                self.n_prompt
+            ),
+        };
+        if self.n_prompt == 0 && n_gen == 0 {
             bail!("nothing to compute: --n-prompt and --n-gen are both 0");
+        }
+        let peers = self.peers()?;
+        if n_gen == 0 && !peers.is_empty() {
+            bail!("--baseline-cmd measures decoding, but --n-gen is 0");
+        }
+        let mut stock: Vec<LoadMode> = Vec::new();
+        for mode in self.baseline.iter().flat_map(|baseline| &baseline.0) {
+            if !stock.contains(mode) {
+                stock.push(*mode);
+            }
         }
         let caches = match (self.warm, self.both) {
             (_, true) => vec![CacheState::Cold, CacheState::Warm],
@@ -283,6 +347,8 @@ impl RunArgs {
         };
         Ok(Plan {
             axes: Axes {
+                stock,
+                commands: peers.iter().map(|peer| peer.name.clone()).collect(),
                 modes: self.prefetch.0.clone(),
                 caches,
                 repack: self.repack,
@@ -290,8 +356,10 @@ impl RunArgs {
                 budgets,
                 readaheads,
             },
+            peers,
             n_prompt: self.n_prompt,
-            n_gen: self.n_gen,
+            n_gen,
+            decode_limit_ns: self.decode_seconds.map(|limit| limit.as_nanos() as u64),
             n_batch: self.compute.batch_size,
             n_ubatch: self.compute.ubatch_size.min(self.compute.batch_size),
             n_threads: self.compute.n_threads(),
@@ -299,6 +367,28 @@ impl RunArgs {
             repetitions: self.repetitions as usize,
             timeout: Duration::from_secs(self.timeout),
         })
+    }
+
+    fn peers(&self) -> Result<Vec<Peer>> {
+        let (n, regexes) = (self.baseline_cmd.len(), self.baseline_regex.as_slice());
+        let mut peers: Vec<Peer> = Vec::new();
+        for (index, definition) in self.baseline_cmd.iter().enumerate() {
+            let regex = match regexes {
+                [] => peer::DEFAULT_REGEX,
+                [one] => one,
+                each if each.len() == n => &each[index],
+                _ => bail!(
+                    "{} --baseline-regex for {n} --baseline-cmd: give one, or one for each",
+                    regexes.len()
+                ),
+            };
+            let peer = Peer::new(definition, regex)?;
+            if peers.iter().any(|other| other.name == peer.name) {
+                bail!("two --baseline-cmd are called {}", peer.name);
+            }
+            peers.push(peer);
+        }
+        Ok(peers)
     }
 }
 
@@ -343,6 +433,57 @@ mod tests {
         assert_eq!(plan.axes.budgets, [Some(1 << 29), None]);
         assert_eq!(plan.axes.readaheads, [Some(128 << 10), Some(8 << 20)]);
         assert_eq!(plan.axes.rows().len(), 8);
+    }
+
+    #[test]
+    fn baselines_and_windows() {
+        let plan = parse(&[
+            "--prefetch=selective",
+            "--baseline",
+            "stock,stock:all",
+            "--baseline-cmd",
+            "peer=peer -m {model} -n {tokens}",
+            "--routing",
+            "x.routes.u8",
+            "--tokens",
+            "40",
+            "--decode-seconds",
+            "1.5",
+        ])
+        .unwrap();
+        assert_eq!((plan.n_prompt, plan.n_gen), (16, 24));
+        assert_eq!(plan.decode_limit_ns, Some(1_500_000_000));
+        let rows: Vec<_> = plan
+            .axes
+            .rows()
+            .iter()
+            .map(crate::spec::Row::name)
+            .collect();
+        assert_eq!(
+            rows,
+            ["stock mmap", "stock none", "stock dio", "peer", "selective"]
+        );
+        for bad in [
+            &["--tokens", "40"][..],
+            &["--routing", "x", "--tokens", "15"],
+            &["--routing", "x", "--tokens", "40", "-n", "3"],
+            &["--decode-seconds", "0"],
+            &["--decode-seconds", "soon"],
+            &["--baseline", "stick"],
+            &["--baseline-regex", "(x)"],
+            &["--baseline-cmd", "a={model}", "--baseline-cmd", "a={model}"],
+            &[
+                "--baseline-cmd",
+                "a={model}",
+                "--baseline-regex",
+                "(x)",
+                "--baseline-regex",
+                "(y)",
+            ],
+            &["--baseline-cmd", "a={model}", "-n", "0"],
+        ] {
+            parse(bad).unwrap_err();
+        }
     }
 
     #[test]

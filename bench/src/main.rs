@@ -1,15 +1,18 @@
 //! `bench`: measures what the prefetch modes do to load time, memory, device bytes and speed.
 
+mod balloon;
 mod cache;
 mod cgroup;
 mod cli;
 mod device;
 mod host;
 mod interrupt;
+mod limit;
 mod measure;
 mod models;
 mod output;
 mod overhead;
+mod peer;
 mod plot;
 mod procfs;
 mod protocol;
@@ -17,11 +20,14 @@ mod readahead;
 mod record;
 mod residency;
 mod results;
+mod routing;
 mod runner;
 mod sample;
 mod size;
 mod spec;
 mod stats;
+mod steps;
+mod stock;
 mod trace_cost;
 mod worker;
 

@@ -4,24 +4,29 @@ use std::cell::Cell;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result, anyhow, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::cache::{self, Prepared, Unchanged};
-use crate::cgroup::{Controller, Group};
 use crate::cli::{Plan, RunArgs};
 use crate::device::BlockDevice;
 use crate::host::{self, Host};
 use crate::interrupt::{self, Interrupted};
+use crate::limit::{Limit, Limiter};
 use crate::models;
 use crate::output::{self, Format, RunFolder};
+use crate::peer::Values;
 use crate::procfs;
 use crate::readahead::{self, Readahead};
 use crate::record::{Figures, RunRecord, RunStatus, judge};
+use crate::residency::{ByClass, ModelMap};
 use crate::results::{ModelSetup, Report, RowResult, Setup, Test};
-use crate::runner::{self, End};
+use crate::routing::Replay;
+use crate::runner::{self, End, Watched};
 use crate::size::format_bytes;
-use crate::spec::{CacheState, Row, TokenSource, WorkerSpec, interleaved};
+use crate::spec::{CacheState, Engine, Mode, Routing, Row, TokenSource, WorkerSpec, interleaved};
+use crate::steps::StepsFile;
+use crate::stock;
 
 /// Measures what `args` ask for, prints the result and keeps it.
 pub(crate) fn run(args: &RunArgs) -> Result<ExitCode> {
@@ -31,25 +36,36 @@ pub(crate) fn run(args: &RunArgs) -> Result<ExitCode> {
     };
     let files = gguf::ModelFiles::open(&model)?;
     let plan = args.plan(files.total_bytes())?;
+    let replay = args
+        .routing
+        .as_ref()
+        .map(|given| {
+            let tokens = plan.n_prompt as usize + plan.n_gen as usize;
+            Replay::new(given, args.routing_skip as usize, tokens, &files)
+        })
+        .transpose()?;
+    let steps = args.steps.as_deref().map(StepsFile::create).transpose()?;
+    let rows = plan.axes.rows();
+    let limiter = rows
+        .iter()
+        .any(|row| row.budget_bytes.is_some())
+        .then(|| Limiter::detect(args.limit_by));
     let mut folder = RunFolder::create(
         &args
             .out
             .clone()
             .map_or_else(|| default_folder(&model), Ok)?,
     )?;
-    let rows = plan.axes.rows();
-    let mut bench = Bench::new(
-        &model,
-        &files,
-        plan,
-        rows.iter().any(|row| row.budget_bytes.is_some()),
-    )?;
+    let mut bench = Bench::new(&model, &files, plan, replay, limiter)?;
     let mut report = Report::new(bench.setup(&files), rows);
 
     warn_of_competition(&report.setup.host);
     let measured = bench.measure(&mut report, &mut folder, args);
     // Whatever happened, what was measured is kept.
-    if let Err(error) = folder.finish(&report) {
+    let kept = folder
+        .finish(&report)
+        .and_then(|()| steps.map_or(Ok(()), |steps| steps.finish(&report)));
+    if let Err(error) = kept {
         measured?;
         return Err(error);
     }
@@ -119,15 +135,22 @@ fn default_folder(model: &Path) -> Result<PathBuf> {
         .join(format!("{time}-{stem}")))
 }
 
+/// Tokens that are compared with the routing trace before the first run.
+const CHECKED_TOKENS: u32 = 2;
+
 /// What stays the same for all runs.
 struct Bench {
     plan: Plan,
     model: PathBuf,
     parts: Vec<PathBuf>,
+    map: ModelMap,
     unchanged: Unchanged,
     device: Result<BlockDevice>,
-    /// Where memory groups can be made, if a row has a budget.
-    controller: Option<Result<Controller>>,
+    replay: Option<Replay>,
+    /// The program of the stock rows, if there are any.
+    stock: Option<PathBuf>,
+    /// How budgets are enforced, if a row has one.
+    limiter: Option<Result<Limiter>>,
     /// The readahead with which the page cache was filled, if nothing but warm runs has used it since.
     filled_with: Cell<Option<Option<u64>>>,
 }
@@ -140,7 +163,13 @@ enum Attempt {
 }
 
 impl Bench {
-    fn new(model: &Path, files: &gguf::ModelFiles, plan: Plan, with_budget: bool) -> Result<Bench> {
+    fn new(
+        model: &Path,
+        files: &gguf::ModelFiles,
+        plan: Plan,
+        replay: Option<Replay>,
+        limiter: Option<Result<Limiter>>,
+    ) -> Result<Bench> {
         let parts: Vec<PathBuf> = files
             .parts
             .iter()
@@ -149,10 +178,13 @@ impl Bench {
         Ok(Bench {
             plan,
             model: model.to_path_buf(),
+            map: ModelMap::new(files),
             unchanged: Unchanged::new(&parts)?,
             parts,
             device: BlockDevice::of_file(model),
-            controller: with_budget.then(Controller::detect),
+            replay,
+            stock: None,
+            limiter,
             filled_with: Cell::new(None),
         })
     }
@@ -180,12 +212,14 @@ impl Bench {
             n_threads: self.plan.n_threads,
             flash_attn: self.plan.flash_attn,
             repetitions: self.plan.repetitions,
+            decode_limit_ns: self.plan.decode_limit_ns,
+            routing: self.replay.as_ref().map(|replay| replay.setup.clone()),
             started: host::now_utc(),
             cgroup: self
-                .controller
+                .limiter
                 .as_ref()
                 .and_then(|found| found.as_ref().ok())
-                .map(Controller::describe),
+                .map(Limiter::describe),
             preread_bytes_per_s: None,
         }
     }
@@ -201,9 +235,17 @@ impl Bench {
             .iter()
             .any(|result| result.row.cache == CacheState::Cold);
         let progress = Progress::new(report.rows.len() * self.plan.repetitions, args.quiet);
+        if !self.plan.axes.stock.is_empty() {
+            progress.state("building stock llama.cpp");
+            self.stock = Some(stock::build()?);
+        }
         if any_cold && !args.no_warmup {
             progress.state("reading the model once");
             report.setup.preread_bytes_per_s = Some(self.preread()?);
+        }
+        if let (Some(replay), Some(setup)) = (&self.replay, &mut report.setup.routing) {
+            progress.state("comparing the experts that are read with the routing trace");
+            setup.checked = self.check_routing(replay)?;
         }
         for repetition in 0..self.plan.repetitions {
             for (place, index) in interleaved(report.rows.len(), repetition).enumerate() {
@@ -229,7 +271,9 @@ impl Bench {
                         (run.row_index, run.repetition, run.place) = (index, repetition, place);
                         folder.append(&run)?;
                         progress.step(Some(&self.line(&run)));
-                        let failure = (run.status == RunStatus::Failed)
+                        // Our own failure says that something is wrong here; a baseline's is a result.
+                        let is_ours = run.row.engine == Engine::Faultline;
+                        let failure = (run.status == RunStatus::Failed && is_ours)
                             .then(|| run.reason.clone())
                             .flatten();
                         result.runs.push(Some(*run));
@@ -263,30 +307,38 @@ impl Bench {
             Err(error) if error.is::<Interrupted>() => return Err(error),
             Err(error) => return Ok(Attempt::Refused(format!("{error:#}"))),
         };
-        let group = prepared.group.as_ref();
-        let spec = self.worker_spec(row, group.map(Group::procs_file));
+        let limit = prepared.limit.as_ref();
+        let spec = self.worker_spec(row, limit.and_then(Limit::procs_file));
         let device = self.device.as_ref().ok();
         let disk_before = device.and_then(BlockDevice::read_bytes_total);
         let steal_before = procfs::steal_ticks();
         let started = host::now_utc();
 
-        let mut watched = runner::run(&spec, self.plan.timeout)?;
+        let mut watched = self.launch(row, &spec)?;
         // Before anything is made of the run: a file that was cut short kills a worker that has it mapped.
         self.unchanged.check()?;
 
         let disk_after = device.and_then(BlockDevice::read_bytes_total);
         let steal_after = procfs::steal_ticks();
-        let cgroup_peak_bytes = group.and_then(Group::peak_bytes);
-        let oom_kills = group.map_or(0, Group::oom_kills);
+        let cgroup_peak_bytes = limit.and_then(Limit::peak_bytes);
+        let oom_kills = limit.map_or(0, Limit::oom_kills);
         let (status, reason) = judge(row, &prepared.page_cache, &watched.end, oom_kills);
         let end = std::mem::replace(&mut watched.end, End::Killed);
-        let outcome = match end {
-            End::Complete(outcome) => Some(*outcome),
-            _ => None,
+        let (outcome, mut figures) = match end {
+            End::Complete(outcome) => {
+                let figures = Figures::of(&watched, &outcome, cgroup_peak_bytes);
+                (Some(*outcome), figures)
+            }
+            End::Rate(rate) => {
+                let figures = Figures::of_rate(rate, self.plan.n_gen, cgroup_peak_bytes);
+                (None, Some(figures))
+            }
+            _ => (None, None),
         };
-        let figures = outcome
-            .as_ref()
-            .and_then(|outcome| Figures::of(&watched, outcome, cgroup_peak_bytes));
+        // A baseline does not look at the page cache. What it leaves there is still there: the limit holds until the end of this function.
+        if let Some(figures) = figures.as_mut().filter(|f| f.resident_end_bytes.is_none()) {
+            figures.resident_end_bytes = self.map.resident().ok().map(ByClass::total);
+        }
         Ok(Attempt::Ran(Box::new(RunRecord {
             row_index: 0,
             repetition: 0,
@@ -314,6 +366,63 @@ impl Bench {
         })))
     }
 
+    /// Runs the row's program to its end.
+    fn launch(&self, row: &Row, spec: &WorkerSpec) -> Result<Watched> {
+        let timeout = self.plan.timeout;
+        match &row.engine {
+            Engine::Faultline => runner::run(runner::worker(spec)?, timeout),
+            Engine::Stock(load_mode) => {
+                let program = self.stock.as_deref().context("stock was not built")?;
+                runner::run(stock::command(program, spec, *load_mode), timeout)
+            }
+            Engine::Command(name) => {
+                let mut peers = self.plan.peers.iter();
+                let peer = peers
+                    .find(|peer| peer.name == *name)
+                    .with_context(|| format!("no command is called {name}"))?;
+                let values = Values {
+                    model: &self.model,
+                    n_gen: spec.n_gen,
+                    n_prompt: spec.n_prompt,
+                    n_threads: spec.n_threads,
+                };
+                let command = peer.command(values, spec.cgroup_procs.as_deref());
+                runner::run_peer(command, timeout, |output| peer.tokens_per_s(output))
+            }
+        }
+    }
+
+    /// A few tokens in a run that is not measured, with an observer that compares every expert that is read with the trace.
+    fn check_routing(&self, replay: &Replay) -> Result<u64> {
+        if replay.routing == Routing::Own {
+            return Ok(0);
+        }
+        let row = Row {
+            engine: Engine::Faultline,
+            mode: Mode::None,
+            cache: CacheState::Warm,
+            repack: false,
+            advise: false,
+            budget_bytes: None,
+            readahead_bytes: None,
+        };
+        let spec = WorkerSpec {
+            n_prompt: 0,
+            n_gen: CHECKED_TOKENS.min(replay.setup.tokens as u32),
+            decode_limit_ns: None,
+            check_routing: true,
+            ..self.worker_spec(&row, None)
+        };
+        match runner::run(runner::worker(&spec)?, self.plan.timeout)?.end {
+            End::Complete(outcome) => Ok(outcome.routing_checked.unwrap_or_default()),
+            End::Failed(reason) => bail!("{}: {reason}", replay.setup.name),
+            end => bail!(
+                "{}: the experts cannot be compared: {end:?}",
+                replay.setup.name
+            ),
+        }
+    }
+
     fn prepare(&self, row: &Row) -> Result<Conditions> {
         let readahead = match row.readahead_bytes {
             None => None,
@@ -324,12 +433,6 @@ impl Bench {
                     .map_err(|error| anyhow!("readahead cannot be set: {error:#}"))?;
                 Some(Readahead::set(device, bytes)?)
             }
-        };
-        let group = match (row.budget_bytes, &self.controller) {
-            (None, _) => None,
-            (Some(bytes), Some(Ok(controller))) => Some(controller.create(bytes)?),
-            (Some(_), Some(Err(error))) => return Err(anyhow!("{error:#}")),
-            (Some(_), None) => return Err(anyhow!("no memory controller was looked for")),
         };
         let filled_with = self.filled_with.take();
         let page_cache = match row.cache {
@@ -342,9 +445,16 @@ impl Bench {
         if row.cache == CacheState::Warm {
             self.filled_with.set(Some(row.readahead_bytes));
         }
+        // Last: a balloon must not push out what was just read, and locks what the page cache has given up.
+        let limit = match (row.budget_bytes, &self.limiter) {
+            (None, _) => None,
+            (Some(bytes), Some(Ok(limiter))) => Some(limiter.set(bytes)?),
+            (Some(_), Some(Err(error))) => return Err(anyhow!("{error:#}")),
+            (Some(_), None) => return Err(anyhow!("no way to limit memory was looked for")),
+        };
         Ok(Conditions {
             page_cache,
-            group,
+            limit,
             _readahead: readahead,
         })
     }
@@ -361,7 +471,10 @@ impl Bench {
             n_ubatch: self.plan.n_ubatch,
             n_threads: self.plan.n_threads,
             flash_attn: self.plan.flash_attn,
+            decode_limit_ns: self.plan.decode_limit_ns,
             tokens: TokenSource::Greedy,
+            routing: self.replay.as_ref().map(|replay| replay.routing.clone()),
+            check_routing: false,
             cgroup_procs,
         }
     }
@@ -372,21 +485,28 @@ impl Bench {
         let Some(figures) = &run.figures else {
             return format!("{label}: {}", run.reason.as_deref().unwrap_or("no figures"));
         };
-        let mut line = format!(
-            "{label}: load {:.0} ms, {} resident, {} read",
-            figures.load_ms,
-            format_bytes(figures.resident_after_load_bytes),
-            figures.load_device_bytes.map_or("?".into(), format_bytes)
-        );
+        let mut parts = Vec::new();
+        if let Some(ms) = figures.load_ms {
+            parts.push(format!("load {ms:.0} ms"));
+        }
+        if let Some(bytes) = figures.resident_after_load_bytes {
+            parts.push(format!("{} resident", format_bytes(bytes)));
+        }
+        if let Some(bytes) = figures.load_device_bytes {
+            parts.push(format!("{} read", format_bytes(bytes)));
+        }
         if let Some(ms) = figures.first_token_ms {
-            line.push_str(&format!(", first token {ms:.0} ms"));
+            parts.push(format!("first token {ms:.0} ms"));
         }
         if let Some(ns) = crate::results::test_ns(figures, Test::Decode) {
-            line.push_str(&format!(
-                ", {:.2} t/s",
-                f64::from(self.plan.n_gen) * 1e9 / ns as f64
-            ));
+            let n_decoded = figures.n_decoded;
+            let rate = n_decoded as f64 * 1e9 / ns as f64;
+            parts.push(format!("{rate:.2} t/s"));
+            if n_decoded < self.plan.n_gen as usize {
+                parts.push(format!("{n_decoded} tokens"));
+            }
         }
+        let mut line = format!("{label}: {}", parts.join(", "));
         if let Some(reason) = &run.reason {
             line.push_str(&format!("; does not count: {reason}"));
         }
@@ -397,15 +517,19 @@ impl Bench {
 /// The machine as one run needs it. Dropping it puts everything back.
 struct Conditions {
     page_cache: Prepared,
-    group: Option<Group>,
+    limit: Option<Limit>,
     _readahead: Option<Readahead>,
 }
 
-/// Whether a row is not tried again: refused, or too large for its budget or its time, which the next repetition would be
-/// as well.
+/// Whether a row is not tried again: refused, failed as a baseline, or too large for its budget or its time, which the next
+/// repetition would be as well.
 fn gives_up(result: &RowResult) -> bool {
-    let hopeless =
-        |run: &RunRecord| matches!(run.status, RunStatus::ExceededBudget | RunStatus::TimedOut);
+    let hopeless = |run: &RunRecord| {
+        matches!(
+            run.status,
+            RunStatus::ExceededBudget | RunStatus::TimedOut | RunStatus::Failed
+        )
+    };
     result.refused.is_some() || result.runs.iter().flatten().any(hopeless)
 }
 

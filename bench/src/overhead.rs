@@ -67,15 +67,19 @@ fn own_tokens_per_s(args: &OverheadArgs, timeout: Duration) -> Result<f64> {
         advise: false,
         n_prompt: 0,
         n_gen: args.n_gen,
+        decode_limit_ns: None,
         n_batch: args.compute.batch_size,
         n_ubatch: args.compute.ubatch_size,
         n_threads: args.compute.n_threads(),
         flash_attn: args.compute.flash_attn,
         tokens: TokenSource::LlamaBench,
+        routing: None,
+        check_routing: false,
         cgroup_procs: None,
     };
-    match runner::run(&spec, timeout)?.end {
+    match runner::run(runner::worker(&spec)?, timeout)?.end {
         End::Complete(outcome) => Ok(rate(args.n_gen, outcome.decode_loop_ns)),
+        End::Rate(_) => bail!("the worker answered as another program"),
         End::Failed(reason) => bail!("the worker failed: {reason}"),
         End::Killed => bail!("the worker was killed (SIGKILL)"),
         End::TimedOut => bail!("the worker took longer than {} s", args.timeout),

@@ -10,7 +10,7 @@ use crate::record::RunRecord;
 use crate::results::{Report, RowResult};
 use crate::sample::Sample;
 use crate::size::{GIB, MIB, format_bytes};
-use crate::spec::{Mode, Row};
+use crate::spec::Row;
 
 const WIDTH: f64 = 1000.0;
 const PANEL_HEIGHT: f64 = 320.0;
@@ -105,13 +105,13 @@ impl Line<'_> {
 
 fn panels(report: &Report) -> Vec<Panel<'_>> {
     let mut panels: Vec<(&Row, Panel<'_>)> = Vec::new();
-    let mut kinds: Vec<(Mode, bool, bool)> = Vec::new();
+    let mut kinds: Vec<(String, bool, bool)> = Vec::new();
     for result in &report.rows {
         let row = &result.row;
         let Some(run) = median_run(result) else {
             continue;
         };
-        let kind = (row.mode, row.repack, row.advise);
+        let kind = (row.name(), row.repack, row.advise);
         let colour = kinds
             .iter()
             .position(|known| *known == kind)
@@ -119,7 +119,7 @@ fn panels(report: &Report) -> Vec<Panel<'_>> {
                 kinds.push(kind);
                 kinds.len() - 1
             });
-        let mut label = row.mode.to_string();
+        let mut label = row.name();
         if row.repack {
             label.push_str(", repacked");
         }
@@ -166,7 +166,7 @@ fn panel_title(row: &Row) -> String {
 fn median_run(result: &RowResult) -> Option<&RunRecord> {
     let mut runs: Vec<(f64, &RunRecord)> = result
         .good()
-        .filter_map(|run| Some((run.figures.as_ref()?.load_ms, run)))
+        .filter_map(|run| Some((run.figures.as_ref()?.load_ms?, run)))
         .collect();
     runs.sort_by(|a, b| a.0.total_cmp(&b.0));
     runs.get((runs.len().max(1) - 1) / 2).map(|(_, run)| *run)

@@ -67,14 +67,19 @@ pub(crate) struct Outcome {
     pub(crate) prompt_ns: Option<u64>,
     /// Duration of each single-token decode. Sampling and fingerprints are outside.
     pub(crate) step_ns: Vec<u64>,
+    /// Counters of the same decodes.
+    pub(crate) steps: StepCounters,
     /// Duration of the whole decode loop; equals llama-bench's measure with [`TokenSource::LlamaBench`].
     ///
     /// [`TokenSource::LlamaBench`]: crate::spec::TokenSource::LlamaBench
     pub(crate) decode_loop_ns: u64,
     /// SHA-256 of the token ids and of the logits of every step, 16 hex digits each; `None` when logits were not read.
     pub(crate) fingerprint: Option<Fingerprint>,
-    pub(crate) resident_after_load: ByClass,
-    pub(crate) resident_end: ByClass,
+    /// Pages of the model in the page cache; `None` from a program that does not look.
+    pub(crate) resident_after_load: Option<ByClass>,
+    pub(crate) resident_end: Option<ByClass>,
+    /// Expert reads that were compared with the routing trace, where that was asked for.
+    pub(crate) routing_checked: Option<u64>,
     /// Context size in tokens, after llama.cpp's rounding.
     pub(crate) n_ctx: u32,
     /// What `Advise` counted, by its own names.
@@ -83,11 +88,36 @@ pub(crate) struct Outcome {
     pub(crate) buffers: Vec<BufferFacts>,
 }
 
-/// Rows with equal arithmetic must agree on this.
+/// What each step did, by step; empty lists where nobody looked.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct StepCounters {
+    /// CPU time of all threads. What is missing to threads x duration they slept: for pages, or for a thread that did.
+    pub(crate) cpu_ns: Vec<u64>,
+    /// Bytes that the process caused to be fetched from storage; empty where the kernel does not count them.
+    pub(crate) read_bytes: Vec<u64>,
+    pub(crate) faults_major: Vec<u64>,
+    pub(crate) faults_minor: Vec<u64>,
+}
+
+/// Rows with equal arithmetic must agree on this, as far as both have computed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Fingerprint {
     pub(crate) tokens: String,
     pub(crate) logits: String,
+    /// The digest of the logits so far after each step, so that runs of different lengths can be compared.
+    pub(crate) after: Vec<String>,
+}
+
+impl Fingerprint {
+    /// What differs in the steps that both have computed.
+    pub(crate) fn difference(&self, other: &Fingerprint) -> Option<&'static str> {
+        let both = self.after.len().min(other.after.len());
+        if self.after[..both].last() == other.after[..both].last() {
+            return None;
+        }
+        let tokens_differ = self.after.len() == other.after.len() && self.tokens != other.tokens;
+        Some(if tokens_differ { "tokens" } else { "logits" })
+    }
 }
 
 /// What llama.cpp says about the model.
@@ -108,9 +138,20 @@ pub(crate) struct BuildFacts {
     /// Upstream's build, such as `b12032`.
     pub(crate) llama_build: String,
     pub(crate) ggml_version: String,
-    /// First 12 hex digits of the digest of the patch series.
+    /// First 12 hex digits of the digest of the patch series; empty without patches.
     pub(crate) patch_set_digest: String,
     pub(crate) cpu_features: String,
+}
+
+impl BuildFacts {
+    /// Build and patches: `b12032+0123456789ab`.
+    pub(crate) fn commit(&self) -> String {
+        if self.patch_set_digest.is_empty() {
+            self.llama_build.clone()
+        } else {
+            format!("{}+{}", self.llama_build, self.patch_set_digest)
+        }
+    }
 }
 
 /// One of llama.cpp's buffers.

@@ -5,6 +5,7 @@ use serde::Serialize;
 use crate::cache::Prepared;
 use crate::procfs::{self, Rss};
 use crate::protocol::{Mark, Outcome, Point};
+use crate::residency::ByClass;
 use crate::runner::{End, Watched};
 use crate::sample::Sample;
 use crate::spec::{CacheState, Row};
@@ -58,20 +59,22 @@ pub(crate) struct RunRecord {
 /// What one run measured.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(crate) struct Figures {
-    pub(crate) load_ms: f64,
+    /// What another program does not tell is `None`.
+    pub(crate) load_ms: Option<f64>,
     pub(crate) first_token_ms: Option<f64>,
     pub(crate) token16_ms: Option<f64>,
     pub(crate) prompt_ns: Option<u64>,
-    /// All single-token decodes together.
+    /// All single-token decodes together, and how many they were.
     pub(crate) decode_ns: Option<u64>,
+    pub(crate) n_decoded: usize,
     pub(crate) load_device_bytes: Option<u64>,
     pub(crate) device_bytes: Option<u64>,
-    pub(crate) faults_major: u64,
-    pub(crate) faults_minor: u64,
-    pub(crate) rss_anon_peak_bytes: u64,
-    pub(crate) rss_file_peak_bytes: u64,
-    pub(crate) resident_after_load_bytes: u64,
-    pub(crate) resident_end_bytes: u64,
+    pub(crate) faults_major: Option<u64>,
+    pub(crate) faults_minor: Option<u64>,
+    pub(crate) rss_anon_peak_bytes: Option<u64>,
+    pub(crate) rss_file_peak_bytes: Option<u64>,
+    pub(crate) resident_after_load_bytes: Option<u64>,
+    pub(crate) resident_end_bytes: Option<u64>,
     pub(crate) cgroup_peak_bytes: Option<u64>,
 }
 
@@ -92,21 +95,49 @@ impl Figures {
             anon_bytes,
         } = watched.peak;
         Some(Figures {
-            load_ms: outcome.load_ns as f64 / 1e6,
+            load_ms: Some(outcome.load_ns as f64 / 1e6),
             first_token_ms: watched.since_start_ms(Point::FirstToken),
             token16_ms: watched.since_start_ms(Point::Token16),
             prompt_ns: outcome.prompt_ns,
             decode_ns: (!outcome.step_ns.is_empty()).then(|| outcome.step_ns.iter().sum()),
+            n_decoded: outcome.step_ns.len(),
             load_device_bytes: read_since_start(loaded),
             device_bytes: read_since_start(end),
-            faults_major: end.faults_major.saturating_sub(start.faults_major),
-            faults_minor: end.faults_minor.saturating_sub(start.faults_minor),
-            rss_anon_peak_bytes: anon_bytes,
-            rss_file_peak_bytes: file_bytes,
-            resident_after_load_bytes: outcome.resident_after_load.total(),
-            resident_end_bytes: outcome.resident_end.total(),
+            faults_major: Some(end.faults_major.saturating_sub(start.faults_major)),
+            faults_minor: Some(end.faults_minor.saturating_sub(start.faults_minor)),
+            rss_anon_peak_bytes: Some(anon_bytes),
+            rss_file_peak_bytes: Some(file_bytes),
+            resident_after_load_bytes: outcome.resident_after_load.map(ByClass::total),
+            resident_end_bytes: outcome.resident_end.map(ByClass::total),
             cgroup_peak_bytes,
         })
+    }
+}
+
+impl Figures {
+    /// Figures of another program, which tells its speed only.
+    pub(crate) fn of_rate(
+        tokens_per_s: f64,
+        n_gen: u32,
+        cgroup_peak_bytes: Option<u64>,
+    ) -> Figures {
+        Figures {
+            load_ms: None,
+            first_token_ms: None,
+            token16_ms: None,
+            prompt_ns: None,
+            decode_ns: Some((f64::from(n_gen) * 1e9 / tokens_per_s).round() as u64),
+            n_decoded: n_gen as usize,
+            load_device_bytes: None,
+            device_bytes: None,
+            faults_major: None,
+            faults_minor: None,
+            rss_anon_peak_bytes: None,
+            rss_file_peak_bytes: None,
+            resident_after_load_bytes: None,
+            resident_end_bytes: None,
+            cgroup_peak_bytes,
+        }
     }
 }
 
@@ -118,16 +149,21 @@ pub(crate) fn judge(
     oom_kills: u64,
 ) -> (RunStatus, Option<String>) {
     match end {
-        End::Complete(_) if row.cache == CacheState::Cold && page_cache.resident_bytes > 0 => (
-            RunStatus::NotCold,
-            Some(format!(
-                "{} bytes of the model stayed in the page cache: another process has the file mapped or locked, its file \
-                 system is in memory, or this user does not own it and cannot see its pages",
-                page_cache.resident_bytes
-            )),
-        ),
-        End::Complete(_) => (RunStatus::Ok, None),
-        End::Killed if row.budget_bytes.is_some() && oom_kills > 0 => (
+        End::Complete(_) | End::Rate(_)
+            if row.cache == CacheState::Cold && page_cache.resident_bytes > 0 =>
+        {
+            (
+                RunStatus::NotCold,
+                Some(format!(
+                    "{} bytes of the model stayed in the page cache: another process has the file mapped or locked, its file \
+                 system is in memory (measure with --warm), or this user does not own it and cannot see its pages",
+                    page_cache.resident_bytes
+                )),
+            )
+        }
+        End::Complete(_) | End::Rate(_) => (RunStatus::Ok, None),
+        // A program that a shell has started is reported as a failure of the shell.
+        End::Killed | End::Failed(_) if row.budget_bytes.is_some() && oom_kills > 0 => (
             RunStatus::ExceededBudget,
             Some(format!(
                 "exceeded the budget of {} bytes",
@@ -149,12 +185,12 @@ pub(crate) fn judge(
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::protocol::{BuildFacts, Fingerprint, ModelFacts};
-    use crate::residency::ByClass;
-    use crate::spec::Mode;
+    use crate::protocol::{BuildFacts, Fingerprint, ModelFacts, StepCounters};
+    use crate::spec::{Engine, Mode};
 
     pub(crate) fn row(mode: Mode) -> Row {
         Row {
+            engine: Engine::Faultline,
             mode,
             cache: CacheState::Cold,
             repack: false,
@@ -182,21 +218,29 @@ pub(crate) mod tests {
             load_ns: load_ms * 1_000_000,
             prompt_ns: Some(2_000_000),
             step_ns: vec![1_000_000; 4],
+            steps: StepCounters {
+                cpu_ns: vec![1_500_000; 4],
+                read_bytes: vec![4096; 4],
+                faults_major: vec![1; 4],
+                faults_minor: vec![2; 4],
+            },
             decode_loop_ns: 4_100_000,
             fingerprint: Some(Fingerprint {
                 tokens: "aa".into(),
                 logits: "bb".into(),
+                after: vec!["ab".into(), "bb".into()],
             }),
-            resident_after_load: ByClass {
+            resident_after_load: Some(ByClass {
                 dense_bytes: 500,
                 sparse_bytes: 0,
                 other_bytes: 100,
-            },
-            resident_end: ByClass {
+            }),
+            resident_end: Some(ByClass {
                 dense_bytes: 500,
                 sparse_bytes: 200,
                 other_bytes: 100,
-            },
+            }),
+            routing_checked: None,
             n_ctx: 256,
             advise: None,
             buffers: Vec::new(),
@@ -236,7 +280,7 @@ pub(crate) mod tests {
     #[test]
     fn figures_are_differences_between_marks() {
         let figures = Figures::of(&watched(10), &outcome(10), Some(7)).unwrap();
-        assert_eq!(figures.load_ms, 10.0);
+        assert_eq!(figures.load_ms, Some(10.0));
         // 30 - 1 (start of the process) - 5 (looking at itself).
         assert_eq!(figures.first_token_ms, Some(24.0));
         assert_eq!(figures.token16_ms, None);
@@ -244,15 +288,18 @@ pub(crate) mod tests {
             (figures.load_device_bytes, figures.device_bytes),
             (Some(500), Some(800))
         );
-        assert_eq!((figures.faults_major, figures.faults_minor), (6, 60));
+        assert_eq!(
+            (figures.faults_major, figures.faults_minor),
+            (Some(6), Some(60))
+        );
         assert_eq!(
             (
                 figures.resident_after_load_bytes,
                 figures.resident_end_bytes
             ),
-            (600, 800)
+            (Some(600), Some(800))
         );
-        assert_eq!(figures.decode_ns, Some(4_000_000));
+        assert_eq!((figures.decode_ns, figures.n_decoded), (Some(4_000_000), 4));
     }
 
     #[test]
@@ -283,6 +330,12 @@ pub(crate) mod tests {
         assert_eq!(status, RunStatus::ExceededBudget);
         assert!(reason.unwrap().contains("exceeded the budget of 1048576"));
         assert_eq!(judge(&budget, &none, &End::Killed, 0).0, RunStatus::Failed);
+        let shell = End::Failed("it ended with exit status: 137".into());
+        assert_eq!(
+            judge(&budget, &none, &shell, 1).0,
+            RunStatus::ExceededBudget
+        );
+        assert_eq!(judge(&budget, &none, &shell, 0).0, RunStatus::Failed);
         assert_eq!(
             judge(&row(Mode::Eager), &none, &End::Killed, 1).0,
             RunStatus::Failed

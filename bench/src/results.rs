@@ -21,12 +21,29 @@ pub(crate) struct Setup {
     pub(crate) n_threads: u32,
     pub(crate) flash_attn: FlashAttn,
     pub(crate) repetitions: usize,
+    /// No token was begun after decoding for this long.
+    pub(crate) decode_limit_ns: Option<u64>,
+    /// Whose experts were used, if not the model's own.
+    pub(crate) routing: Option<RoutingSetup>,
     /// UTC.
     pub(crate) started: String,
     /// How budgets are enforced, if a row has one.
     pub(crate) cgroup: Option<String>,
     /// Bytes per second of one sequential read of the model before the first run.
     pub(crate) preread_bytes_per_s: Option<f64>,
+}
+
+/// The part of a routing trace that the runs replay.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct RoutingSetup {
+    /// Without folders; `own` for the model's own choices with the replay's interruptions.
+    pub(crate) name: String,
+    /// The model that the trace is of.
+    pub(crate) model: Option<String>,
+    pub(crate) skip: usize,
+    pub(crate) tokens: usize,
+    /// Expert reads that were compared with the trace before the first run.
+    pub(crate) checked: u64,
 }
 
 /// The model's files.
@@ -125,6 +142,18 @@ impl RowResult {
             .or_else(|| Some("not run".to_string()))
     }
 
+    /// Durations of all steps of the runs that count, ascending, in milliseconds.
+    pub(crate) fn steps_ms(&self) -> Vec<f64> {
+        let mut ms: Vec<f64> = self
+            .good()
+            .filter_map(|run| run.outcome.as_ref())
+            .flat_map(|outcome| &outcome.step_ns)
+            .map(|ns| *ns as f64 / 1e6)
+            .collect();
+        ms.sort_by(f64::total_cmp);
+        ms
+    }
+
     /// `ok`, or the status of the row's last run, or `refused`.
     pub(crate) fn status(&self) -> &'static str {
         if self.good().next().is_some() {
@@ -184,14 +213,6 @@ impl Report {
         )
     }
 
-    /// Tokens of a test.
-    pub(crate) fn test_tokens(&self, test: Test) -> u32 {
-        match test {
-            Test::Prompt => self.setup.n_prompt,
-            Test::Decode => self.setup.n_gen,
-        }
-    }
-
     /// A test's name in llama-bench's notation: `pp16`, `tg64 @ d16`.
     pub(crate) fn test_name(&self, test: Test) -> String {
         let Setup {
@@ -206,8 +227,55 @@ impl Report {
 
     /// Tokens per second of a test in one run.
     pub(crate) fn tokens_per_s(&self, test: Test) -> impl Fn(&Figures) -> Option<f64> + use<> {
-        let tokens = f64::from(self.test_tokens(test));
-        move |figures| Some(tokens * 1e9 / test_ns(figures, test)? as f64)
+        let n_prompt = f64::from(self.setup.n_prompt);
+        move |figures| {
+            let tokens = match test {
+                Test::Prompt => n_prompt,
+                Test::Decode => figures.n_decoded as f64,
+            };
+            Some(tokens * 1e9 / test_ns(figures, test)? as f64)
+        }
+    }
+
+    /// Ratio of the speeds of a test to those of the row's reference, as [`ratio`](Report::ratio). Of decoding only as many tokens as both
+    /// runs of a pair computed: a run that was cut short had fewer tokens in which to fill its caches.
+    pub(crate) fn speed_ratio(&self, index: usize, test: Test) -> Option<Summary> {
+        let row = &self.rows[index];
+        let reference = &self.rows[row.reference];
+        if test == Test::Prompt || row.reference == index {
+            return self.ratio(index, self.tokens_per_s(test));
+        }
+        let steps_ns = |result: &RowResult, repetition: usize| -> Option<Vec<u64>> {
+            let run = result.runs.get(repetition)?.as_ref()?;
+            let outcome = run.outcome.as_ref()?;
+            (run.status == RunStatus::Ok).then(|| outcome.step_ns.clone())
+        };
+        let (own_ns, reference_ns): (Vec<_>, Vec<_>) = (0..row.runs.len())
+            .map(|repetition| {
+                let pair = steps_ns(row, repetition).zip(steps_ns(reference, repetition));
+                pair.map(|(own, other)| {
+                    let both = own.len().min(other.len());
+                    let sum_ns = |steps: &[u64]| steps[..both].iter().sum::<u64>() as f64;
+                    (sum_ns(&own), sum_ns(&other))
+                })
+                .unzip()
+            })
+            .unzip();
+        if own_ns.iter().all(Option::is_none) {
+            // Another program, which tells its speed only.
+            return self.ratio(index, self.tokens_per_s(test));
+        }
+        stats::paired_ratio(&reference_ns, &own_ns)
+    }
+
+    /// Whether a run of a row ended by the time limit, before its last token.
+    pub(crate) fn was_cut(&self) -> bool {
+        let n_gen = self.setup.n_gen as usize;
+        let decoded = |run: &RunRecord| run.figures.as_ref().map(|figures| figures.n_decoded);
+        self.rows
+            .iter()
+            .flat_map(RowResult::good)
+            .any(|run| decoded(run).is_some_and(|n| n < n_gen))
     }
 
     /// What llama.cpp said about the model and the build, from the first run that counts.
@@ -235,12 +303,9 @@ impl Report {
                 .find(|(first, _)| first.row.same_arithmetic(&run.row))
             {
                 None => firsts.push((run, found)),
-                Some((_, expected)) if *expected == found => {}
                 Some((first, expected)) => {
-                    let what = if expected.tokens == found.tokens {
-                        "logits"
-                    } else {
-                        "tokens"
+                    let Some(what) = expected.difference(found) else {
+                        continue;
                     };
                     return Err(format!(
                         "{what} of `{}` (repetition {}) differ from those of `{}` (repetition {}): {found:?} against \
@@ -329,6 +394,8 @@ pub(crate) mod tests {
             n_threads: 2,
             flash_attn: FlashAttn::Auto,
             repetitions: 3,
+            decode_limit_ns: None,
+            routing: None,
             started: "2026-11-21T09:35:00Z".into(),
             cgroup: None,
             preread_bytes_per_s: Some(1e9),
@@ -347,13 +414,31 @@ pub(crate) mod tests {
     #[test]
     fn ratios_are_against_the_first_row_of_equal_conditions() {
         let report = report();
-        assert!(report.ratio(0, |f| Some(f.load_ms)).is_none());
-        let ratio = report.ratio(1, |f| Some(f.load_ms)).unwrap();
+        assert!(report.ratio(0, |f| f.load_ms).is_none());
+        let ratio = report.ratio(1, |f| f.load_ms).unwrap();
         assert_eq!((ratio.n, ratio.median), (3, 0.5));
-        assert_eq!(
-            report.rows[1].summary(|f| Some(f.load_ms)).unwrap().median,
-            55.0
-        );
+        assert_eq!(report.rows[1].summary(|f| f.load_ms).unwrap().median, 55.0);
+    }
+
+    #[test]
+    fn speeds_are_compared_over_the_tokens_that_both_computed() {
+        let mut report = report();
+        for run in report.rows[0].runs.iter_mut().flatten() {
+            run.outcome.as_mut().unwrap().step_ns = vec![4_000_000, 2_000_000];
+        }
+        for run in report.rows[1].runs.iter_mut().flatten() {
+            run.outcome.as_mut().unwrap().step_ns = vec![2_000_000, 1_000_000, 10, 10];
+        }
+        let ratio = report.speed_ratio(1, Test::Decode).unwrap();
+        assert_eq!((ratio.n, ratio.median), (3, 2.0));
+        assert!(report.speed_ratio(0, Test::Decode).is_none());
+        assert_eq!(report.speed_ratio(1, Test::Prompt).unwrap().median, 1.0);
+        // A program that tells its speed only.
+        for run in report.rows[1].runs.iter_mut().flatten() {
+            run.outcome = None;
+            run.figures = Some(Figures::of_rate(500.0, 4, None));
+        }
+        assert_eq!(report.speed_ratio(1, Test::Decode).unwrap().median, 0.5);
     }
 
     #[test]
@@ -373,10 +458,10 @@ pub(crate) mod tests {
         let mut report = report();
         report.rows[0].runs[1].as_mut().unwrap().status = RunStatus::NotCold;
         assert_eq!(
-            report.rows[0].series(|f| Some(f.load_ms)),
+            report.rows[0].series(|f| f.load_ms),
             [Some(100.0), None, Some(120.0)]
         );
-        assert_eq!(report.ratio(1, |f| Some(f.load_ms)).unwrap().n, 2);
+        assert_eq!(report.ratio(1, |f| f.load_ms).unwrap().n, 2);
         for run in report.rows[0].runs.iter_mut().flatten() {
             run.status = RunStatus::ExceededBudget;
             run.reason = Some("exceeded the budget".into());
@@ -398,6 +483,7 @@ pub(crate) mod tests {
         outcome.fingerprint = Some(Fingerprint {
             tokens: "aa".into(),
             logits: "cc".into(),
+            after: vec!["ab".into(), "cc".into()],
         });
         let message = report.check_fingerprints().unwrap_err();
         assert!(

@@ -8,6 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
+use rustix::process::{Pid, Signal};
 
 use crate::interrupt;
 use crate::procfs::{self, Rss, Status};
@@ -40,6 +41,8 @@ pub(crate) struct Watched {
 #[derive(Debug)]
 pub(crate) enum End {
     Complete(Box<Outcome>),
+    /// Another program is complete; it computed this many tokens per second.
+    Rate(f64),
     /// Killed by SIGKILL, not by us: the caller knows whether there was a limit to exceed.
     Killed,
     /// Took longer than allowed and was stopped.
@@ -71,26 +74,45 @@ struct Guarded(Child);
 
 impl Drop for Guarded {
     fn drop(&mut self) {
-        // Both fail harmlessly when the child has been collected already.
+        // All fail harmlessly when the child has been collected already. Its group: a shell has children of its own.
+        if let (Ok(None), Some(group)) = (self.0.try_wait(), Pid::from_raw(self.0.id() as i32)) {
+            let _ = rustix::process::kill_process_group(group, Signal::KILL);
+        }
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
 }
 
-/// Runs a worker to its end. Ends early, with the worker killed, when a signal arrives.
-pub(crate) fn run(spec: &WorkerSpec, timeout: Duration) -> Result<Watched> {
+/// This program as the worker for `spec`.
+pub(crate) fn worker(spec: &WorkerSpec) -> Result<Command> {
     let mut command =
         Command::new(std::env::current_exe().context("cannot find the own program file")?);
+    command.arg("worker").arg(serde_json::to_string(spec)?);
+    Ok(command)
+}
+
+/// When memory runs out, the kernel ends this process before any other. It may always be made more likely; where `/proc`
+/// is not writable, the kernel chooses as it likes.
+fn first_to_go(child: &Child) {
+    let _ = std::fs::write(format!("/proc/{}/oom_score_adj", child.id()), "1000");
+}
+
+/// Runs a worker to its end. Ends early, with the worker killed, when a signal arrives.
+pub(crate) fn run(mut command: Command, timeout: Duration) -> Result<Watched> {
     command
-        .arg("worker")
-        .arg(serde_json::to_string(spec)?)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         // Ctrl-C in a terminal reaches the parent only, which ends the worker itself.
         .process_group(0);
     let started_ns = procfs::monotonic_ns();
-    let mut child = Guarded(command.spawn().context("cannot start a worker")?);
+    let program = command.get_program().to_owned();
+    let mut child = Guarded(
+        command
+            .spawn()
+            .with_context(|| format!("{}: cannot be started", program.to_string_lossy()))?,
+    );
+    first_to_go(&child.0);
     let lines = read_lines(child.0.stdout.take().expect("stdout is piped"));
     let errors = read_tail(child.0.stderr.take().expect("stderr is piped"));
 
@@ -115,6 +137,38 @@ pub(crate) fn run(spec: &WorkerSpec, timeout: Duration) -> Result<Watched> {
     })
 }
 
+/// Runs another program to its end, and takes its speed from its output.
+pub(crate) fn run_peer(
+    command: Command,
+    timeout: Duration,
+    tokens_per_s: impl Fn(&str) -> Result<f64>,
+) -> Result<Watched> {
+    let started_ns = procfs::monotonic_ns();
+    let end = match capture_until(command, timeout)? {
+        None => End::TimedOut,
+        Some(output) if output.status.success() => {
+            match tokens_per_s(&format!("{}{}", output.stdout, output.stderr)) {
+                Ok(rate) => End::Rate(rate),
+                Err(error) => End::Failed(format!("{error:#}{}", last_words(&output.stderr))),
+            }
+        }
+        Some(output) if output.status.signal() == Some(libc::SIGKILL) => End::Killed,
+        Some(output) => End::Failed(format!(
+            "it ended with {}{}",
+            output.status,
+            last_words(&output.stderr)
+        )),
+    };
+    Ok(Watched {
+        started_ns,
+        marks: Vec::new(),
+        samples: Vec::new(),
+        peak: Rss::default(),
+        status: None,
+        end,
+    })
+}
+
 /// A finished program's status and output.
 #[derive(Debug)]
 pub(crate) struct Captured {
@@ -124,12 +178,21 @@ pub(crate) struct Captured {
 }
 
 /// Runs another program to its end. Ends early, with the program killed, when a signal arrives.
-pub(crate) fn capture(mut command: Command, timeout: Duration) -> Result<Captured> {
+pub(crate) fn capture(command: Command, timeout: Duration) -> Result<Captured> {
+    match capture_until(command, timeout)? {
+        Some(captured) => Ok(captured),
+        None => bail!("took longer than {} s", timeout.as_secs()),
+    }
+}
+
+/// As [`capture`]; `None` for a program that took too long and was killed.
+fn capture_until(mut command: Command, timeout: Duration) -> Result<Option<Captured>> {
     command
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .process_group(0);
     let mut child = Guarded(command.spawn()?);
+    first_to_go(&child.0);
     let lines = read_lines(child.0.stdout.take().expect("stdout is piped"));
     let errors = read_tail(child.0.stderr.take().expect("stderr is piped"));
     let begin = Instant::now();
@@ -137,7 +200,7 @@ pub(crate) fn capture(mut command: Command, timeout: Duration) -> Result<Capture
     loop {
         interrupt::check()?;
         if begin.elapsed() > timeout {
-            bail!("took longer than {} s", timeout.as_secs());
+            return Ok(None);
         }
         match lines.recv_timeout(COARSE) {
             Ok(line) => {
@@ -149,11 +212,11 @@ pub(crate) fn capture(mut command: Command, timeout: Duration) -> Result<Capture
         }
     }
     let status = child.0.wait()?;
-    Ok(Captured {
+    Ok(Some(Captured {
         status,
         stdout,
         stderr: errors.join().unwrap_or_default(),
-    })
+    }))
 }
 
 /// What the worker has said so far.
@@ -260,7 +323,7 @@ fn read_tail(mut from: impl Read + Send + 'static) -> thread::JoinHandle<String>
 }
 
 /// The last lines of a dead worker, for the message.
-fn last_words(stderr: &str) -> String {
+pub(crate) fn last_words(stderr: &str) -> String {
     let lines: Vec<_> = stderr
         .lines()
         .filter(|line| !line.trim().is_empty())

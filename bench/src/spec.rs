@@ -77,6 +77,79 @@ impl FromStr for Modes {
     }
 }
 
+/// Which program is measured.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Engine {
+    /// This project's wrapper around the patched llama.cpp.
+    Faultline,
+    /// The same llama.cpp without patches, in a program that uses nothing but its C interface.
+    Stock(LoadMode),
+    /// Another program, by the name it was given.
+    Command(String),
+}
+
+impl Engine {
+    /// The word of the column `engine`.
+    pub(crate) fn as_str(&self) -> &str {
+        match self {
+            Engine::Faultline => "faultline",
+            Engine::Stock(_) => "stock",
+            Engine::Command(name) => name,
+        }
+    }
+}
+
+/// How stock llama.cpp brings the model's files into memory: its own `--load-mode`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum LoadMode {
+    /// Mapped, and read up front.
+    Mmap,
+    /// Read into anonymous memory.
+    None,
+    /// The same with O_DIRECT.
+    Dio,
+}
+
+impl LoadMode {
+    pub(crate) const ALL: [LoadMode; 3] = [LoadMode::Mmap, LoadMode::None, LoadMode::Dio];
+
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            LoadMode::Mmap => "mmap",
+            LoadMode::None => "none",
+            LoadMode::Dio => "dio",
+        }
+    }
+}
+
+/// One `--baseline`: `stock`, `stock:MODE` or `stock:all`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Baseline(pub(crate) Vec<LoadMode>);
+
+impl FromStr for Baseline {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Baseline> {
+        let modes = match text.trim().split_once(':') {
+            None if text.trim() == "stock" => vec![LoadMode::Mmap],
+            Some(("stock", "all")) => LoadMode::ALL.to_vec(),
+            Some(("stock", name)) => LoadMode::ALL
+                .into_iter()
+                .filter(|mode| mode.as_str() == name)
+                .collect(),
+            _ => Vec::new(),
+        };
+        if modes.is_empty() {
+            bail!(
+                "`{text}` is not a baseline; valid ones are stock, stock:mmap, stock:none, stock:dio and stock:all"
+            );
+        }
+        Ok(Baseline(modes))
+    }
+}
+
 /// What the page cache holds of the model when the process starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -129,6 +202,8 @@ impl FlashAttn {
 /// One row of the results: everything that distinguishes it from the others.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Row {
+    pub(crate) engine: Engine,
+    /// What happens at load. Stock and other programs read everything.
     pub(crate) mode: Mode,
     pub(crate) cache: CacheState,
     /// llama.cpp's `use_extra_bufts`: weights may be copied into a layout that suits the vector units.
@@ -160,9 +235,18 @@ impl Row {
         self.advise == (self.mode == Mode::Selective)
     }
 
+    /// What the row is called in tables: the prefetch mode, or the baseline.
+    pub(crate) fn name(&self) -> String {
+        match &self.engine {
+            Engine::Faultline => self.mode.to_string(),
+            Engine::Stock(load_mode) => format!("stock {}", load_mode.as_str()),
+            Engine::Command(name) => name.clone(),
+        }
+    }
+
     /// A short name for progress lines, legends and messages.
     pub(crate) fn label(&self) -> String {
-        let mut label = format!("{} {}", self.mode, self.cache.as_str());
+        let mut label = format!("{} {}", self.name(), self.cache.as_str());
         if self.repack {
             label.push_str(" repack");
         }
@@ -182,6 +266,10 @@ impl Row {
 /// The options that multiply into rows.
 #[derive(Clone, Debug)]
 pub(crate) struct Axes {
+    /// Baselines come first: ratios are taken against the first row.
+    pub(crate) stock: Vec<LoadMode>,
+    /// Names of other programs.
+    pub(crate) commands: Vec<String>,
     pub(crate) modes: Vec<Mode>,
     pub(crate) caches: Vec<CacheState>,
     pub(crate) repack: Repack,
@@ -198,31 +286,26 @@ pub(crate) enum Repack {
     On,
     /// Every row with repacking off.
     Off,
-    /// Every row with repacking off, and eager with repacking on.
+    /// Every row with repacking off, and eager and stock with repacking on.
     Both,
 }
 
 impl Axes {
     /// The rows, those of equal conditions beside each other, the reference of each group first.
     pub(crate) fn rows(&self) -> Vec<Row> {
-        let mut kinds: Vec<(Mode, bool)> = self
-            .modes
-            .iter()
-            .map(|mode| (*mode, self.repack == Repack::On))
-            .collect();
-        if self.repack == Repack::Both && self.modes.contains(&Mode::Eager) {
-            kinds.push((Mode::Eager, true));
-        }
+        let kinds = self.kinds();
         let mut rows = Vec::new();
         for budget_bytes in &self.budgets {
             for readahead_bytes in &self.readaheads {
                 for cache in &self.caches {
-                    for (mode, repack) in &kinds {
+                    for (engine, mode, repack) in &kinds {
                         rows.push(Row {
+                            engine: engine.clone(),
                             mode: *mode,
                             cache: *cache,
                             repack: *repack,
-                            advise: self.advise.unwrap_or(*mode == Mode::Selective),
+                            advise: *engine == Engine::Faultline
+                                && self.advise.unwrap_or(*mode == Mode::Selective),
                             budget_bytes: *budget_bytes,
                             readahead_bytes: *readahead_bytes,
                         });
@@ -231,6 +314,33 @@ impl Axes {
             }
         }
         rows
+    }
+
+    /// What is measured under each set of conditions.
+    fn kinds(&self) -> Vec<(Engine, Mode, bool)> {
+        let repacks: &[bool] = match self.repack {
+            Repack::On => &[true],
+            Repack::Off => &[false],
+            Repack::Both => &[false, true],
+        };
+        let stock = self.stock.iter().flat_map(|load_mode| {
+            repacks
+                .iter()
+                .map(|repack| (Engine::Stock(*load_mode), Mode::Eager, *repack))
+        });
+        let commands = self
+            .commands
+            .iter()
+            .map(|name| (Engine::Command(name.clone()), Mode::Eager, false));
+        let modes = self
+            .modes
+            .iter()
+            .map(|mode| (Engine::Faultline, *mode, self.repack == Repack::On));
+        let mut kinds: Vec<_> = stock.chain(commands).chain(modes).collect();
+        if self.repack == Repack::Both && self.modes.contains(&Mode::Eager) {
+            kinds.push((Engine::Faultline, Mode::Eager, true));
+        }
+        kinds
     }
 }
 
@@ -248,14 +358,40 @@ pub(crate) struct WorkerSpec {
     pub(crate) repack: bool,
     pub(crate) advise: bool,
     pub(crate) n_prompt: u32,
+    /// Most tokens after the prompt.
     pub(crate) n_gen: u32,
+    /// No further token is begun when those after the prompt have taken this long together.
+    pub(crate) decode_limit_ns: Option<u64>,
     pub(crate) n_batch: u32,
     pub(crate) n_ubatch: u32,
     pub(crate) n_threads: u32,
     pub(crate) flash_attn: FlashAttn,
     pub(crate) tokens: TokenSource,
+    pub(crate) routing: Option<Routing>,
+    /// Look at every expert that is read, and fail unless all are those of the routing trace. For a run that is not measured.
+    pub(crate) check_routing: bool,
     /// The `cgroup.procs` file that the worker writes itself into before it loads anything.
     pub(crate) cgroup_procs: Option<PathBuf>,
+}
+
+/// Whose experts are used.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Routing {
+    /// The model's own. The computation is interrupted in the same places as with a trace, whose cost this shows.
+    Own,
+    /// Those of a trace.
+    Trace(Window),
+}
+
+/// The part of a routing trace that a run uses, as a file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Window {
+    /// u8 `[tokens][layers][n_used]`: experts, the best first.
+    pub(crate) file: PathBuf,
+    /// The model's layers that have experts, ascending.
+    pub(crate) layers: Vec<u32>,
+    pub(crate) n_used: usize,
 }
 
 /// Where the tokens that are fed to the model come from.
@@ -293,6 +429,8 @@ mod tests {
 
     fn axes() -> Axes {
         Axes {
+            stock: Vec::new(),
+            commands: Vec::new(),
             modes: Mode::ALL.to_vec(),
             caches: vec![CacheState::Cold],
             repack: Repack::Both,
@@ -329,6 +467,39 @@ mod tests {
             ..axes()
         };
         assert!(on.rows().iter().all(|row| row.repack) && on.rows().len() == 3);
+    }
+
+    #[test]
+    fn baselines_come_first_and_repack_alone() {
+        let rows = Axes {
+            stock: "stock:all".parse::<Baseline>().unwrap().0,
+            commands: vec!["peer".into()],
+            modes: vec![Mode::Selective],
+            advise: Some(true),
+            ..axes()
+        }
+        .rows();
+        let names: Vec<_> = rows.iter().map(Row::label).collect();
+        assert_eq!(
+            names,
+            [
+                "stock mmap cold",
+                "stock mmap cold repack",
+                "stock none cold",
+                "stock none cold repack",
+                "stock dio cold",
+                "stock dio cold repack",
+                "peer cold",
+                "selective cold",
+            ]
+        );
+        assert!(rows[0].same_arithmetic(&rows[7]) && !rows[1].same_arithmetic(&rows[7]));
+        assert!(rows[..7].iter().all(|row| !row.advise) && rows[7].advise);
+        assert_eq!("stock".parse::<Baseline>().unwrap().0, [LoadMode::Mmap]);
+        for bad in ["", "stack", "stock:", "stock:lazy", "stock:mmap:x"] {
+            let message = bad.parse::<Baseline>().unwrap_err().to_string();
+            assert!(message.contains("stock:dio"), "{message}");
+        }
     }
 
     #[test]

@@ -64,6 +64,12 @@ pub(crate) fn paired_ratio(samples: &[Option<f64>], reference: &[Option<f64>]) -
     Summary::of(&ratios)
 }
 
+/// The smallest of ascending `sorted` that at least `share` of them do not exceed.
+pub(crate) fn nearest_rank(sorted: &[f64], share: f64) -> Option<f64> {
+    let rank = (share * sorted.len() as f64).ceil() as usize;
+    sorted.get(rank.saturating_sub(1)).copied()
+}
+
 /// Arithmetic mean; 0 for no samples, as llama-bench has it.
 pub(crate) fn mean(samples: &[f64]) -> f64 {
     if samples.is_empty() {
@@ -136,6 +142,15 @@ impl SplitMix64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ranks_are_samples() {
+        let sorted: Vec<f64> = (1..=200).map(f64::from).collect();
+        let found = [0.0, 0.5, 0.99, 1.0].map(|share| nearest_rank(&sorted, share));
+        assert_eq!(found, [Some(1.0), Some(100.0), Some(198.0), Some(200.0)]);
+        assert_eq!(nearest_rank(&[7.0], 0.99), Some(7.0));
+        assert_eq!(nearest_rank(&[], 0.5), None);
+    }
 
     #[test]
     fn known_values() {

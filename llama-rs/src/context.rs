@@ -17,6 +17,7 @@ use crate::memory::{BufferUse, Perf};
 use crate::model::Model;
 use crate::observer::{AnyObserver, NodeObserver, ObserverState};
 use crate::params::{ContextParams, FlashAttention};
+use crate::router::{Router, RouterState};
 use crate::shim;
 use crate::slices::{ProviderState, SliceProvider};
 use crate::step::Step;
@@ -30,6 +31,7 @@ pub struct Context<'model> {
     inner: InnerContext,
     provider: Option<Pin<Box<ProviderState>>>,
     observer: Option<Pin<Box<dyn AnyObserver>>>,
+    router: Option<Pin<Box<RouterState>>>,
     abort: Option<Arc<AtomicBool>>,
     model: &'model Model,
     n_vocab: usize,
@@ -50,6 +52,34 @@ impl<'model> Context<'model> {
     /// [`Error::InvalidParameter`] for values outside their ranges, or a model that cannot decode;
     /// [`Error::ContextCreation`] with llama.cpp's reason, for example when memory for the KV cache is missing.
     pub fn new(model: &'model Model, params: &ContextParams) -> Result<Context<'model>> {
+        Context::make(model, params, None)
+    }
+
+    /// Makes a context in which `router` decides which experts are used. Wraps `cb_eval` of `llama_context_params`, which
+    /// is fixed for the context's life.
+    ///
+    /// # Errors
+    ///
+    /// As [`new`](Context::new); [`Error::InvalidParameter`] for more than one sequence, whose tokens llama.cpp reorders.
+    pub fn with_router(
+        model: &'model Model,
+        params: &ContextParams,
+        router: impl Router + 'static,
+    ) -> Result<Context<'model>> {
+        if params.n_seq_max > 1 {
+            return Err(Error::parameter(
+                "n_seq_max",
+                format!("{} sequences, but a router needs 1", params.n_seq_max),
+            ));
+        }
+        Context::make(model, params, Some(RouterState::new(Box::new(router))))
+    }
+
+    fn make(
+        model: &'model Model,
+        params: &ContextParams,
+        router: Option<Pin<Box<RouterState>>>,
+    ) -> Result<Context<'model>> {
         params.check()?;
         require_decoder(model)?;
         // SAFETY: takes no arguments.
@@ -71,11 +101,16 @@ impl<'model> Context<'model> {
             FlashAttention::Disabled => sys::LLAMA_FLASH_ATTN_TYPE_DISABLED,
             FlashAttention::Enabled => sys::LLAMA_FLASH_ATTN_TYPE_ENABLED,
         };
+        if let Some(router) = &router {
+            raw.cb_eval = RouterState::callback();
+            raw.cb_eval_user_data = router.user_data();
+        }
         let n_outputs_max = raw.n_outputs_max as usize;
 
         logs::clear_reasons();
         let mut context = std::ptr::null_mut();
-        // SAFETY: the model is alive for 'model, which the result carries; `raw` holds no pointers.
+        // SAFETY: the model is alive for 'model, which the result carries. The only pointer in `raw` is to the router's state, pinned in
+        // `router`, which the result keeps until after the C context is freed; no callback of it runs here.
         let status = assertions::as_errors(|| unsafe {
             sys::faultline_context_init(model.raw(), raw, &mut context)
         });
@@ -103,6 +138,7 @@ impl<'model> Context<'model> {
             inner,
             provider: None,
             observer: None,
+            router,
             abort: None,
             model,
             n_vocab: model.vocab().n_tokens() as usize,
@@ -155,7 +191,7 @@ impl<'model> Context<'model> {
     /// Computes the batch and adds its tokens to the KV cache. Wraps `llama_decode`.
     ///
     /// After an error the tokens of the ubatch that failed, and of those after it, are not in the KV cache; those of
-    /// ubatches before it are. A panic in an observer fails no ubatch. After [`Error::CallbackPanicked`] and [`Error::SliceUnavailable`] the context can be used
+    /// ubatches before it are. A failure of an observer or a router fails no ubatch. After [`Error::CallbackPanicked`] and [`Error::SliceUnavailable`] the context can be used
     /// again.
     ///
     /// # Errors
@@ -164,33 +200,53 @@ impl<'model> Context<'model> {
     ///   names a token or a sequence that does not exist. Nothing was computed.
     /// - [`Error::ModelChanged`]: a mapped file was shortened or written to. Nothing was computed.
     /// - [`Error::KvCacheFull`], [`Error::Aborted`], [`Error::Decode`], [`Error::Native`]: as llama.cpp reports.
-    /// - [`Error::CallbackPanicked`], [`Error::SliceUnavailable`]: from the slice provider or the observer.
+    /// - [`Error::CallbackPanicked`], [`Error::SliceUnavailable`], [`Error::Misrouted`]: from the slice provider, the observer or
+    ///   the router.
     pub fn decode(&mut self, batch: &Batch) -> Result<()> {
         self.outputs.clear();
         self.check_batch(batch)?;
         self.model.check_contents()?;
 
         let step = Step::new(batch);
-        if let Some(observer) = &self.observer {
-            // SAFETY: `self` is borrowed mutably and computes nothing now, so no callback is running.
-            unsafe { observer.step_begin(&step) };
-            if let Some(error) = observer.take_error() {
-                return Err(error);
-            }
-        }
+        self.step_begin(&step)?;
         let result = self.decode_checked(batch);
-        if let Some(observer) = &self.observer {
-            // SAFETY: as above; llama_decode has returned.
-            unsafe { observer.step_end(&step, result.is_ok()) };
-            if let Some(error) = observer.take_error() {
-                // An earlier failure of something else is the cause of what the caller sees.
-                result?;
-                return Err(error);
-            }
-        }
+        // An earlier failure of something else is the cause of what the caller sees.
+        let ended = self.step_end(&step, result.is_ok());
         result?;
+        ended?;
         self.outputs.extend_from_slice(batch.outputs());
         Ok(())
+    }
+
+    /// Tells observer and router that a decode begins.
+    fn step_begin(&mut self, step: &Step<'_>) -> Result<()> {
+        if let Some(observer) = &self.observer {
+            // SAFETY: `self` is borrowed mutably and computes nothing now, so no callback is running.
+            unsafe { observer.step_begin(step) };
+            observer.take_error().map_or(Ok(()), Err)?;
+        }
+        if let Some(router) = &self.router {
+            // SAFETY: as above.
+            unsafe { router.step_begin(step, self.n_ubatch) };
+            router.take_error().map_or(Ok(()), Err)?;
+        }
+        Ok(())
+    }
+
+    /// Tells router and observer that a decode ended, and collects the first failure of any of their callbacks.
+    fn step_end(&mut self, step: &Step<'_>, is_complete: bool) -> Result<()> {
+        let mut first = None;
+        if let Some(router) = &self.router {
+            // SAFETY: `self` is borrowed mutably and llama_decode has returned, so no callback is running.
+            unsafe { router.step_end(step, is_complete) };
+            first = router.take_error();
+        }
+        if let Some(observer) = &self.observer {
+            // SAFETY: as above.
+            unsafe { observer.step_end(step, is_complete) };
+            first = first.or(observer.take_error());
+        }
+        first.map_or(Ok(()), Err)
     }
 
     /// `llama_decode`, on a batch that was checked.

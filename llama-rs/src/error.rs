@@ -105,6 +105,19 @@ pub enum Error {
         reason: Option<String>,
     },
 
+    /// A [`Router`](crate::Router)'s picks could not be used. The model's own were used from there on.
+    #[error(
+        "decoding failed: the experts for token {token} of the batch in layer {layer} cannot be used: {reason}"
+    )]
+    Misrouted {
+        /// The layer.
+        layer: u32,
+        /// The token, by its index in the batch.
+        token: usize,
+        /// What is wrong with them.
+        reason: String,
+    },
+
     /// A Rust callback panicked while llama.cpp was running. The panic was caught at the boundary and the
     /// operation was ended.
     #[error("{callback} panicked: {message}")]

@@ -17,6 +17,12 @@ pub(crate) enum Failure {
     },
     /// A provider had no address for a slice.
     Unavailable { tensor: String, slice: String },
+    /// A router's picks could not be used.
+    Misrouted {
+        layer: u32,
+        token: usize,
+        reason: String,
+    },
 }
 
 impl Failure {
@@ -31,12 +37,22 @@ impl Failure {
                 slice,
                 reason,
             },
+            Failure::Misrouted {
+                layer,
+                token,
+                reason,
+            } => Error::Misrouted {
+                layer,
+                token,
+                reason,
+            },
         }
     }
 }
 
 const CLEAR: u8 = 0;
-const UNAVAILABLE: u8 = 1;
+/// A failure without a panic.
+const FAILED: u8 = 1;
 const PANICKED: u8 = 2;
 
 /// Keeps the first failure of a set of callbacks that run on several threads, until the caller collects it.
@@ -44,7 +60,7 @@ const PANICKED: u8 = 2;
 /// The fast path of a callback is one relaxed load. The lock is taken only to record or to collect a failure.
 #[derive(Debug)]
 pub(crate) struct FailureSlot {
-    /// Worst failure so far: `CLEAR`, `UNAVAILABLE` or `PANICKED`. Relaxed suffices: a callback that misses a
+    /// Worst failure so far: `CLEAR`, `FAILED` or `PANICKED`. Relaxed suffices: a callback that misses a
     /// failure recorded at the same moment on another thread only does work that is then thrown away, and the
     /// thread that collects has joined the workers (a barrier in ggml) after the last callback.
     state: AtomicU8,
@@ -73,7 +89,7 @@ impl FailureSlot {
     pub(crate) fn record(&self, failure: Failure) {
         let state = match failure {
             Failure::Panicked { .. } => PANICKED,
-            Failure::Unavailable { .. } => UNAVAILABLE,
+            Failure::Unavailable { .. } | Failure::Misrouted { .. } => FAILED,
         };
         // No code panics while it holds this lock; a poisoned one still holds a valid value.
         let mut first = self

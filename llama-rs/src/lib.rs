@@ -10,6 +10,7 @@
 //! | [`Sampler`] | `llama_sampler` | `Send` |
 //! | [`SliceProvider`] | `ggml_backend_cpu_lazy_i` | gives the bytes of weights that are loaded on demand |
 //! | [`NodeObserver`] | `ggml_backend_cpu_trace_i` | watches the nodes, and with [`AccessReader`] the weights that they read |
+//! | [`Router`] | `ggml_backend_sched_eval_callback` | replaces the experts that the model picks |
 //!
 //! A file is examined in Rust before llama.cpp sees it, arguments are checked, C++ exceptions are caught in a shim, and a
 //! panic in a callback becomes [`Error::CallbackPanicked`]. `docs/safety.md` in the repository has the reasoning and says
@@ -55,6 +56,7 @@ mod model;
 mod observer;
 mod params;
 mod preflight;
+mod router;
 mod sampler;
 mod shim;
 mod slices;
@@ -82,6 +84,7 @@ pub use params::{
     ContextParams, FlashAttention, LoadMode, MAX_CONTEXT_TOKENS, MAX_SEQUENCES, MAX_THREADS,
     ModelParams, Prefetch, default_threads,
 };
+pub use router::{Pick, Router};
 pub use sampler::{Sampler, SamplerBuilder};
 pub use slices::{Begin, Dim, Ids, SliceProvider, Which};
 pub use step::{Phase, Step};

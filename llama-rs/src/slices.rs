@@ -228,7 +228,7 @@ impl ProviderState {
                 .failure
                 .catch("SliceProvider::take_reason", || self.provider.take_reason())
                 .flatten(),
-            Failure::Panicked { .. } => None,
+            Failure::Panicked { .. } | Failure::Misrouted { .. } => None,
         };
         // A panic in take_reason has nothing to add to the failure that it was asked about.
         let _ = self.failure.take();

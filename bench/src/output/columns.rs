@@ -6,9 +6,10 @@
 
 use serde_json::{Value, json};
 
+use crate::protocol::BuildFacts;
 use crate::record::Figures;
 use crate::results::{Report, Test, test_ns};
-use crate::spec::CacheState;
+use crate::spec::{CacheState, Engine, LoadMode};
 use crate::stats::{self, Summary};
 
 /// Name and value of a column; a figure that was not measured is null.
@@ -37,11 +38,19 @@ fn upstream(report: &Report, index: usize, test: Test) -> Vec<Column> {
         Test::Prompt => (setup.n_prompt, 0, 0),
         Test::Decode => (0, setup.n_gen, setup.n_prompt),
     };
+    // The row's own build, where it was measured: stock llama.cpp has no patches.
+    let own_build = report.rows[index]
+        .good()
+        .find_map(|run| run.outcome.as_ref())
+        .map_or(build, |outcome| Some(&outcome.build));
+    let load_mode = match &row.engine {
+        Engine::Faultline => Some(LoadMode::Mmap),
+        Engine::Stock(load_mode) => Some(*load_mode),
+        Engine::Command(_) => None,
+    }
+    .map(LoadMode::as_str);
     vec![
-        (
-            "build_commit",
-            json!(build.map(|build| format!("{}+{}", build.llama_build, build.patch_set_digest))),
-        ),
+        ("build_commit", json!(own_build.map(BuildFacts::commit))),
         (
             "build_number",
             json!(build.and_then(|build| {
@@ -76,7 +85,7 @@ fn upstream(report: &Report, index: usize, test: Test) -> Vec<Column> {
         ("devices", json!("auto")),
         ("tensor_split", json!("0.00")),
         ("tensor_buft_overrides", json!("none")),
-        ("load_mode", json!("mmap")),
+        ("load_mode", json!(load_mode)),
         ("lazy_mode", json!(row.mode.lazy_mode())),
         ("embeddings", json!(false)),
         ("no_op_offload", json!(0)),
@@ -119,7 +128,7 @@ fn rates(report: &Report, index: usize, test: Test) -> Vec<Column> {
 type Figure = fn(&Figures) -> Option<f64>;
 
 fn load_ms(figures: &Figures) -> Option<f64> {
-    Some(figures.load_ms)
+    figures.load_ms
 }
 
 fn first_token_ms(figures: &Figures) -> Option<f64> {
@@ -156,7 +165,7 @@ fn own(report: &Report, index: usize) -> Vec<Column> {
         ("sparse_bytes", json!(report.setup.model.sparse_bytes)),
         (
             "resident_after_load_bytes",
-            count(|f| Some(f.resident_after_load_bytes as f64)),
+            count(|f| f.resident_after_load_bytes.map(|n| n as f64)),
         ),
         (
             "load_device_bytes",
@@ -168,20 +177,20 @@ fn own(report: &Report, index: usize) -> Vec<Column> {
         ),
         (
             "rss_anon_peak_bytes",
-            count(|f| Some(f.rss_anon_peak_bytes as f64)),
+            count(|f| f.rss_anon_peak_bytes.map(|n| n as f64)),
         ),
         (
             "rss_file_peak_bytes",
-            count(|f| Some(f.rss_file_peak_bytes as f64)),
+            count(|f| f.rss_file_peak_bytes.map(|n| n as f64)),
         ),
-        ("faults_major", count(|f| Some(f.faults_major as f64))),
-        ("faults_minor", count(|f| Some(f.faults_minor as f64))),
+        ("faults_major", count(|f| f.faults_major.map(|n| n as f64))),
+        ("faults_minor", count(|f| f.faults_minor.map(|n| n as f64))),
         ("samples_load_ms", samples(load_ms)),
         ("samples_first_token_ms", samples(first_token_ms)),
         ("samples_token16_ms", samples(token16_ms)),
         (
             "resident_end_bytes",
-            count(|f| Some(f.resident_end_bytes as f64)),
+            count(|f| f.resident_end_bytes.map(|n| n as f64)),
         ),
         (
             "cgroup_peak_bytes",
@@ -193,7 +202,7 @@ fn own(report: &Report, index: usize) -> Vec<Column> {
 fn intervals(report: &Report, index: usize, test: Test) -> Vec<Column> {
     let result = &report.rows[index];
     let rate = result.summary(report.tokens_per_s(test));
-    let rate_ratio = report.ratio(index, report.tokens_per_s(test));
+    let rate_ratio = report.speed_ratio(index, test);
     let lo = |summary: &Option<Summary>| json!(summary.map(|s| s.lo));
     let hi = |summary: &Option<Summary>| json!(summary.map(|s| s.hi));
     let mid = |summary: &Option<Summary>| json!(summary.map(|s| s.median));
@@ -263,10 +272,31 @@ fn place(report: &Report, index: usize) -> Vec<Column> {
     let first = result.good().next();
     let fingerprint = first.and_then(|run| run.outcome.as_ref()?.fingerprint.as_ref());
     let host = &setup.host;
+    let steps_ms = result.steps_ms();
+    let step = |share: f64| json!(stats::nearest_rank(&steps_ms, share));
     vec![
         ("status", json!(result.status())),
         ("reason", json!(result.missing())),
         ("n_samples", json!(result.good().count())),
+        ("engine", json!(result.row.engine.as_str())),
+        (
+            "n_decoded",
+            json!(
+                result
+                    .good()
+                    .filter_map(|run| Some(run.figures.as_ref()?.n_decoded))
+                    .collect::<Vec<_>>()
+            ),
+        ),
+        ("step_ms_min", step(0.0)),
+        ("step_ms_median", step(0.5)),
+        ("step_ms_p99", step(0.99)),
+        ("step_ms_max", step(1.0)),
+        ("routing", json!(setup.routing.as_ref().map(|r| &r.name))),
+        (
+            "routing_skip",
+            json!(setup.routing.as_ref().map(|r| r.skip)),
+        ),
         ("advise", json!(result.row.advise)),
         ("use_extra_bufts", json!(result.row.repack)),
         (

@@ -1,8 +1,9 @@
 //! Markdown: the set-up, llama-bench's table, and tables of what loading cost in time, memory and device bytes.
 
+use crate::protocol::BuildFacts;
 use crate::results::{Report, RowResult, Setup, Test};
 use crate::size::{GIB, MIB, format_bytes};
-use crate::spec::{CacheState, Row};
+use crate::spec::{CacheState, Engine, Row};
 use crate::stats::{self, Summary};
 
 pub(super) fn render(report: &Report) -> String {
@@ -10,6 +11,10 @@ pub(super) fn render(report: &Report) -> String {
     text.push('\n');
     text.push_str(&speed(report).render());
     text.push('\n');
+    if report.setup.n_gen > 0 {
+        text.push_str(&steps(report).render());
+        text.push('\n');
+    }
     text.push_str(&times(report).render());
     text.push('\n');
     text.push_str(&memory(report).render());
@@ -31,10 +36,10 @@ pub(crate) fn header(report: &Report) -> String {
                 facts.n_params as f64 / 1e9
             ),
             format!(
-                "llama.cpp {} (ggml {}), patches {}, {}",
+                "llama.cpp {} (ggml {}), {}, {}",
                 build.llama_build,
                 build.ggml_version,
-                build.patch_set_digest,
+                patches(report, build),
                 short_features(&build.cpu_features)
             ),
         ),
@@ -67,6 +72,16 @@ pub(crate) fn header(report: &Report) -> String {
         "repacking (use_extra_bufts): {}",
         distinct(report, |row| on_off(row.repack).to_string())
     ));
+    if let Some(routing) = &setup.routing {
+        let of = routing
+            .model
+            .as_ref()
+            .map_or(String::new(), |model| format!(" of {model}"));
+        lines.push(format!(
+            "routing: {}{of}, {} tokens from token {}; {} expert reads compared with it",
+            routing.name, routing.tokens, routing.skip, routing.checked
+        ));
+    }
     lines.push(format!(
         "machine: {}, {} cores, {} of memory, {}, transparent huge pages {}, load average {}",
         host.cpu,
@@ -85,9 +100,10 @@ pub(crate) fn header(report: &Report) -> String {
         format!(", read once before at {}/s", format_bytes(rate as u64))
     });
     lines.push(format!("storage: {}, {device}{preread}", host.file_system));
-    let group = setup.cgroup.as_ref().map_or(String::new(), |how| {
-        format!(" ({how}, page cache included, no swap)")
-    });
+    let group = setup
+        .cgroup
+        .as_ref()
+        .map_or(String::new(), |how| format!(" ({how})"));
     lines.push(format!(
         "budget: {}{group}",
         distinct(report, |row| row
@@ -95,6 +111,23 @@ pub(crate) fn header(report: &Report) -> String {
             .map_or("none".into(), format_bytes))
     ));
     lines.iter().map(|line| format!("- {line}\n")).collect()
+}
+
+/// What was patched: ours always, stock never.
+fn patches(report: &Report, build: &BuildFacts) -> String {
+    let digest = report
+        .rows
+        .iter()
+        .flat_map(RowResult::good)
+        .filter_map(|run| Some(&run.outcome.as_ref()?.build.patch_set_digest))
+        .find(|digest| !digest.is_empty());
+    match digest {
+        Some(digest) if build.patch_set_digest.is_empty() => {
+            format!("patches {digest}, in stock rows none")
+        }
+        Some(digest) => format!("patches {digest}"),
+        None => "no patches".to_string(),
+    }
 }
 
 /// `AVX2 FMA` of llama.cpp's `CPU : AVX2 = 1 | FMA = 1 | `.
@@ -151,7 +184,7 @@ fn conditions(report: &Report) -> Vec<(&'static str, Vec<String>)> {
             .then_some((name, values))
     };
     let always = [
-        ("prefetch", of(&|row| row.mode.to_string())),
+        ("prefetch", of(&Row::name)),
         ("cache", of(&|row| row.cache.as_str().to_string())),
     ];
     let sometimes = [
@@ -249,7 +282,7 @@ fn rate_cells(report: &Report, index: usize, result: &RowResult, test: Test) -> 
             "{:.2} [{:.2}, {:.2}]",
             summary.median, summary.lo, summary.hi
         ),
-        ratio(report.ratio(index, report.tokens_per_s(test))),
+        ratio(report.speed_ratio(index, test)),
     ]
 }
 
@@ -270,6 +303,31 @@ fn upstream_params(count: u64) -> String {
     }
 }
 
+/// How even the single tokens were: a row for each row of the report.
+fn steps(report: &Report) -> Table {
+    let mut names = vec!["step ms min", "median", "p99", "max"];
+    if report.was_cut() {
+        names.push("tokens");
+    }
+    by_row(report, &names, |_, result| {
+        let steps_ms = result.steps_ms();
+        let mut cells: Vec<String> = [0.0, 0.5, 0.99, 1.0]
+            .into_iter()
+            .map(|share| {
+                stats::nearest_rank(&steps_ms, share).map_or("-".into(), |ms| format!("{ms:.1}"))
+            })
+            .collect();
+        if report.was_cut() {
+            let decoded: Vec<_> = result
+                .good()
+                .filter_map(|run| Some(run.figures.as_ref()?.n_decoded.to_string()))
+                .collect();
+            cells.push(decoded.join(", "));
+        }
+        cells
+    })
+}
+
 /// What loading cost in time: a row for each row of the report.
 fn times(report: &Report) -> Table {
     let names = [
@@ -287,8 +345,8 @@ fn times(report: &Report) -> Table {
             })
         };
         vec![
-            ms(result.summary(|f| Some(f.load_ms))),
-            ratio(report.ratio(index, |f| Some(f.load_ms))),
+            ms(result.summary(|f| f.load_ms)),
+            ratio(report.ratio(index, |f| f.load_ms)),
             ms(result.summary(|f| f.first_token_ms)),
             ratio(report.ratio(index, |f| f.first_token_ms)),
             ms(result.summary(|f| f.token16_ms)),
@@ -308,6 +366,7 @@ fn memory(report: &Report) -> Table {
         "RSS anon peak",
         "faults major",
         "faults minor",
+        "group peak",
     ];
     by_row(report, &names, |_, result| {
         let bytes = |summary: Option<Summary>| {
@@ -316,14 +375,15 @@ fn memory(report: &Report) -> Table {
         let count =
             |summary: Option<Summary>| summary.map_or("-".into(), |s| format!("{:.0}", s.median));
         vec![
-            bytes(result.summary(|f| Some(f.resident_after_load_bytes as f64))),
-            bytes(result.summary(|f| Some(f.resident_end_bytes as f64))),
+            bytes(result.summary(|f| f.resident_after_load_bytes.map(|n| n as f64))),
+            bytes(result.summary(|f| f.resident_end_bytes.map(|n| n as f64))),
             bytes(result.summary(|f| f.load_device_bytes.map(|n| n as f64))),
             bytes(result.summary(|f| f.device_bytes.map(|n| n as f64))),
-            bytes(result.summary(|f| Some(f.rss_file_peak_bytes as f64))),
-            bytes(result.summary(|f| Some(f.rss_anon_peak_bytes as f64))),
-            count(result.summary(|f| Some(f.faults_major as f64))),
-            count(result.summary(|f| Some(f.faults_minor as f64))),
+            bytes(result.summary(|f| f.rss_file_peak_bytes.map(|n| n as f64))),
+            bytes(result.summary(|f| f.rss_anon_peak_bytes.map(|n| n as f64))),
+            count(result.summary(|f| f.faults_major.map(|n| n as f64))),
+            count(result.summary(|f| f.faults_minor.map(|n| n as f64))),
+            bytes(result.summary(|f| f.cgroup_peak_bytes.map(|n| n as f64))),
         ]
     })
 }
@@ -380,6 +440,26 @@ fn notes(report: &Report) -> String {
             "Token ids and logits of all rows with equal repacking were equal, byte by byte."
                 .to_string(),
         );
+    }
+    if let Some(limit_ns) = report.setup.decode_limit_ns.filter(|_| report.was_cut()) {
+        notes.push(format!(
+            "Decoding was ended after {} s in the rows with fewer than {} tokens: they say nothing about a longer run, and are compared over \
+             the tokens that both rows computed.",
+            limit_ns as f64 / 1e9,
+            report.setup.n_gen
+        ));
+    }
+    let peers = report
+        .rows
+        .iter()
+        .filter(|result| matches!(result.row.engine, Engine::Command(_)));
+    if report.setup.routing.is_some() {
+        for result in peers {
+            notes.push(format!(
+                "{}: chooses experts by itself, not by the routing trace.",
+                result.row.label()
+            ));
+        }
     }
     for result in &report.rows {
         let label = result.row.label();

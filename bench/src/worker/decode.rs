@@ -5,13 +5,14 @@ use llama_rs::{Batch, Context, Model, Token};
 
 use super::fingerprint::Digests;
 use super::marks::Marks;
+use super::steps::StepMeter;
 use crate::procfs::monotonic_ns;
-use crate::protocol::{Fingerprint, Point};
+use crate::protocol::{Fingerprint, Point, StepCounters};
 use crate::spec::WorkerSpec;
 
 /// The prompt, repeated as often as needed. Plain English with common words, so that a router sees what it would see in
 /// use, and long enough that sixteen tokens are not one phrase.
-const PROMPT: &str = "The capital of Germany is Berlin, a city on the river Spree. In the morning the markets open, trams \
+pub(crate) const PROMPT: &str = "The capital of Germany is Berlin, a city on the river Spree. In the morning the markets open, trams \
                       fill with people, and the bakeries sell bread that was put into the oven at three o'clock. Whoever \
                       wants to see the city from above climbs the dome of the parliament and looks over the roofs. ";
 
@@ -19,11 +20,12 @@ const PROMPT: &str = "The capital of Germany is Berlin, a city on the river Spre
 pub(super) struct Decoded {
     pub(super) prompt_ns: Option<u64>,
     pub(super) step_ns: Vec<u64>,
+    pub(super) steps: StepCounters,
     pub(super) loop_ns: u64,
     pub(super) fingerprint: Option<Fingerprint>,
 }
 
-/// The prompt, then `n_gen` single tokens, each the most likely one. Every step's logits are fingerprinted.
+/// The prompt, then at most `n_gen` single tokens, each the most likely one. Every step's logits are fingerprinted.
 pub(super) fn greedy(
     spec: &WorkerSpec,
     model: &Model,
@@ -75,11 +77,21 @@ pub(super) fn greedy(
     }
 
     let mut step_ns = Vec::with_capacity(spec.n_gen as usize);
+    let mut meter = StepMeter::new(spec.n_gen as usize);
+    let limit_ns = spec.decode_limit_ns.unwrap_or(u64::MAX);
+    let mut spent_ns = 0;
     let loop_begin_ns = monotonic_ns();
     for _ in 0..spec.n_gen {
+        if spent_ns >= limit_ns {
+            break;
+        }
+        meter.begin();
         let begin_ns = monotonic_ns();
         step(context, &mut batch, token, position)?;
-        step_ns.push(monotonic_ns() - begin_ns);
+        let ns = monotonic_ns() - begin_ns;
+        meter.end();
+        step_ns.push(ns);
+        spent_ns += ns;
         position += 1;
         token = choose(context, marks)?;
     }
@@ -87,6 +99,7 @@ pub(super) fn greedy(
     Ok(Decoded {
         prompt_ns,
         step_ns,
+        steps: meter.finish(),
         loop_ns,
         fingerprint: Some(digests.finish()),
     })
@@ -130,6 +143,7 @@ pub(super) fn like_llama_bench(
     Ok(Decoded {
         prompt_ns: None,
         step_ns,
+        steps: StepCounters::default(),
         loop_ns,
         fingerprint: None,
     })

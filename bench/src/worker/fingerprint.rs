@@ -9,6 +9,7 @@ use crate::protocol::Fingerprint;
 pub(super) struct Digests {
     tokens: Sha256,
     logits: Sha256,
+    after: Vec<String>,
 }
 
 impl Digests {
@@ -21,20 +22,24 @@ impl Digests {
             std::slice::from_raw_parts(logits.as_ptr().cast::<u8>(), size_of_val(logits))
         };
         self.logits.update(bytes);
+        self.after.push(hex(self.logits.clone()));
     }
 
     pub(super) fn finish(self) -> Fingerprint {
-        let hex = |digest: Sha256| {
-            digest.finalize()[..8]
-                .iter()
-                .map(|byte| format!("{byte:02x}"))
-                .collect::<String>()
-        };
         Fingerprint {
             tokens: hex(self.tokens),
             logits: hex(self.logits),
+            after: self.after,
         }
     }
+}
+
+/// The first 16 digits.
+fn hex(digest: Sha256) -> String {
+    digest.finalize()[..8]
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }
 
 #[cfg(test)]
@@ -54,6 +59,14 @@ mod tests {
         let base = of(&[(1, &[1.0, 2.0]), (2, &[0.0, 4.0])]);
         assert_eq!(base, of(&[(1, &[1.0, 2.0]), (2, &[0.0, 4.0])]));
         assert_eq!(base.tokens.len(), 16);
+        let longer = of(&[(1, &[1.0, 2.0]), (2, &[0.0, 4.0]), (3, &[1.0])]);
+        assert_eq!(longer.after[..2], base.after[..]);
+        assert_eq!(base.after[1], base.logits);
+        assert_eq!(base.difference(&longer), None);
+        let other = of(&[(1, &[1.0, 2.0]), (3, &[0.0, 5.0])]);
+        assert_eq!(base.difference(&other), Some("tokens"));
+        assert_eq!(other.difference(&longer), Some("logits"));
+        assert_eq!(of(&[]).difference(&longer), None);
         let other_sign_of_zero = of(&[(1, &[1.0, 2.0]), (2, &[-0.0, 4.0])]);
         assert_eq!(other_sign_of_zero.tokens, base.tokens);
         assert_ne!(other_sign_of_zero.logits, base.logits);

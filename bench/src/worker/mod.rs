@@ -7,6 +7,8 @@ pub(crate) mod blocks;
 mod decode;
 mod fingerprint;
 mod marks;
+mod replay;
+mod steps;
 
 use std::io::{self, BufRead as _, Write as _};
 use std::process::ExitCode;
@@ -21,8 +23,10 @@ use crate::cgroup;
 use crate::procfs::monotonic_ns;
 use crate::protocol::{BufferFacts, BuildFacts, Event, ModelFacts, Outcome, Point};
 use crate::residency::ModelMap;
-use crate::spec::{FlashAttn, Mode, TokenSource, WorkerSpec};
+use crate::spec::{FlashAttn, Mode, Routing, TokenSource, WorkerSpec};
+pub(crate) use decode::PROMPT;
 use marks::Marks;
+use replay::{Checker, Own, Replay};
 
 /// Runs the worker; errors go to the parent as an event.
 pub(crate) fn main(spec_json: &str) -> ExitCode {
@@ -61,7 +65,18 @@ fn run(spec: &WorkerSpec, marks: &mut Marks) -> Result<()> {
         .probe(|| map.resident())
         .context("cannot ask which pages are resident")?;
 
-    let mut context = Context::new(&model, &context_params(spec))?;
+    let params = context_params(spec);
+    let choices = replay::choices(spec.routing.as_ref())?;
+    let mut context = match (&spec.routing, &choices) {
+        (_, Some(choices)) => {
+            Context::with_router(&model, &params, Replay::new(Arc::clone(choices)))?
+        }
+        (Some(Routing::Own), _) => Context::with_router(&model, &params, Own)?,
+        _ => Context::new(&model, &params)?,
+    };
+    if let Some(choices) = choices.filter(|_| spec.check_routing) {
+        context.set_observer(Checker::new(&model, choices))?;
+    }
     let advise = if spec.advise {
         let advise = Arc::new(Advise::new(&model)?);
         context.set_slice_provider(Arc::clone(&advise))?;
@@ -74,6 +89,7 @@ fn run(spec: &WorkerSpec, marks: &mut Marks) -> Result<()> {
         TokenSource::LlamaBench => decode::like_llama_bench(spec, &model, &mut context, marks)?,
     };
     marks.send(Point::End)?;
+    let routing_checked = context.take_observer().map(Checker::finish).transpose()?;
     let resident_end = map
         .resident()
         .context("cannot ask which pages are resident")?;
@@ -90,10 +106,12 @@ fn run(spec: &WorkerSpec, marks: &mut Marks) -> Result<()> {
         load_ns,
         prompt_ns: run.prompt_ns,
         step_ns: run.step_ns,
+        steps: run.steps,
         decode_loop_ns: run.loop_ns,
         fingerprint: run.fingerprint,
-        resident_after_load,
-        resident_end,
+        resident_after_load: Some(resident_after_load),
+        resident_end: Some(resident_end),
+        routing_checked,
         n_ctx: context.n_ctx(),
         advise: advise.map(|advise| advise_counters(&advise)),
         buffers: buffers(&context)?,

@@ -1,0 +1,156 @@
+//! A memory limit without memory groups: everything but the budget is locked away, so that the whole machine has only the
+//! budget left. Coarser than a group: what other processes need comes out of the budget as well, and nobody counts a peak.
+
+use std::ffi::c_void;
+use std::fs;
+use std::io;
+
+use anyhow::{Result, bail};
+use rustix::io::Errno;
+use rustix::mm::{MapFlags, ProtFlags};
+
+use crate::interrupt;
+use crate::procfs;
+use crate::residency::page_bytes;
+use crate::size::{MIB, format_bytes};
+
+/// Locked at a time: between two pieces the memory that is left is looked at, and a signal is noticed.
+const PIECE_BYTES: u64 = 64 * MIB;
+
+/// Locked memory. Dropping it gives it back, and so does the end of the process, however it ends.
+#[derive(Debug, Default)]
+pub(crate) struct Balloon {
+    pieces: Vec<Piece>,
+    oom_kills_before: u64,
+}
+
+impl Balloon {
+    /// Locks memory until programs can have `budget_bytes` without swapping.
+    pub(crate) fn leave(budget_bytes: u64) -> Result<Balloon> {
+        let mut balloon = Balloon {
+            pieces: Vec::new(),
+            oom_kills_before: oom_kills(),
+        };
+        loop {
+            interrupt::check()?;
+            let Some(available) = procfs::available_bytes() else {
+                bail!("/proc/meminfo does not say how much memory is available");
+            };
+            let excess = available.saturating_sub(budget_bytes) / page_bytes() * page_bytes();
+            if excess < MIB {
+                break;
+            }
+            let piece = Piece::lock(excess.min(PIECE_BYTES)).map_err(|error| {
+                anyhow::anyhow!(
+                    "{} of memory cannot be locked to leave {}: {error}; run as root, or raise the limit with `ulimit -l`",
+                    format_bytes(balloon.locked_bytes() + excess),
+                    format_bytes(budget_bytes)
+                )
+            })?;
+            balloon.pieces.push(piece);
+        }
+        if balloon.pieces.is_empty() {
+            bail!(
+                "a budget of {} limits nothing: less than that is available on this machine",
+                format_bytes(budget_bytes)
+            );
+        }
+        Ok(balloon)
+    }
+
+    fn locked_bytes(&self) -> u64 {
+        self.pieces.iter().map(|piece| piece.len as u64).sum()
+    }
+
+    /// Processes that the kernel killed since the memory was locked because the machine had none left.
+    pub(crate) fn oom_kills(&self) -> u64 {
+        oom_kills().saturating_sub(self.oom_kills_before)
+    }
+}
+
+/// Counted since the machine was started; 0 where it is not.
+fn oom_kills() -> u64 {
+    let count = |text: String| {
+        text.lines()
+            .find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok())
+    };
+    fs::read_to_string("/proc/vmstat")
+        .ok()
+        .and_then(count)
+        .unwrap_or(0)
+}
+
+#[derive(Debug)]
+struct Piece {
+    address: *mut c_void,
+    len: usize,
+}
+
+impl Piece {
+    fn lock(len: u64) -> io::Result<Piece> {
+        let len = usize::try_from(len).map_err(io::Error::other)?;
+        // SAFETY: a null hint lets the kernel choose the address, so no existing mapping is replaced.
+        let address = unsafe {
+            rustix::mm::mmap_anonymous(
+                std::ptr::null_mut(),
+                len,
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::PRIVATE,
+            )?
+        };
+        // From here on an error unmaps it again.
+        let piece = Piece { address, len };
+        // SAFETY: the range is the mapping made above; locking it makes its pages resident and changes nothing else.
+        match unsafe { rustix::mm::mlock(piece.address, piece.len) } {
+            Ok(()) => Ok(piece),
+            Err(Errno::NOMEM | Errno::AGAIN | Errno::PERM) => {
+                Err(io::Error::other("the limit of locked memory is reached"))
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+impl Drop for Piece {
+    fn drop(&mut self) {
+        // SAFETY: the range was mapped by `lock`, is unmapped only here, and nothing refers into it.
+        let _ = unsafe { rustix::mm::munmap(self.address, self.len) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn locked_kib() -> u64 {
+        let status = fs::read_to_string("/proc/self/status").unwrap();
+        let line = status
+            .lines()
+            .find(|line| line.starts_with("VmLck:"))
+            .unwrap();
+        line.split_ascii_whitespace()
+            .nth(1)
+            .unwrap()
+            .parse()
+            .unwrap()
+    }
+
+    #[test]
+    fn memory_is_locked_and_given_back() {
+        let before = locked_kib();
+        let piece = match Piece::lock(8 * MIB) {
+            Ok(piece) => piece,
+            Err(error) => return eprintln!("skipped: {error}"),
+        };
+        assert_eq!(locked_kib() - before, 8 * 1024);
+        drop(piece);
+        assert_eq!(locked_kib(), before);
+    }
+
+    #[test]
+    fn more_than_there_is_is_no_limit() {
+        let message = Balloon::leave(u64::MAX / 2).unwrap_err().to_string();
+        assert!(message.contains("limits nothing"), "{message}");
+        assert_eq!(Balloon::default().locked_bytes(), 0);
+    }
+}
