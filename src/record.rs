@@ -129,6 +129,16 @@ impl<'a> Recording<'a> {
     }
 }
 
+impl Drop for Recording<'_> {
+    /// A log that was never attached holds nothing: the model could not be loaded.
+    fn drop(&mut self) {
+        if self.recorder.take().is_some() {
+            // If that fails, an empty log is no harm.
+            let _ = std::fs::remove_file(&self.args.output);
+        }
+    }
+}
+
 /// What a log says in total.
 struct Totals {
     n_accesses: u64,
