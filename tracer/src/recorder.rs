@@ -48,7 +48,7 @@ const PREPARE_RECORDS: u64 = 16 << 10;
 /// use llama_rs::{Backend, Context, ContextParams, Model, ModelParams};
 /// use tracer::{CAPACITY_BYTES_DEFAULT, KernelOptions, OnFull, Recorder};
 ///
-/// let files = gguf::ModelFiles::open("model.gguf")?;
+/// let files = gguf::ModelFiles::open("model.gguf".as_ref())?;
 /// let mut recorder = Recorder::open("run.ftrace", &files, CAPACITY_BYTES_DEFAULT, OnFull::Wrap)?;
 /// recorder.watch_kernel(&KernelOptions { faults: true, ..KernelOptions::default() })?;
 /// let model = Model::load(&Backend::init(), "model.gguf", &ModelParams::default())?;
