@@ -61,11 +61,13 @@ fn walk(folder: &Path, files: &mut Vec<PathBuf>) {
         let entry = entry.unwrap();
         let name = entry.file_name();
         let kind = entry.file_type().unwrap();
+        // Git's own: a folder, or in a linked work tree a file.
+        if name == ".git" {
+            continue;
+        }
         if kind.is_dir() {
             // A folder with this tag is a cache, such as Cargo's target folder wherever it is.
-            let skipped =
-                name == ".git" || name == "target" || entry.path().join("CACHEDIR.TAG").exists();
-            if !skipped {
+            if name != "target" && !entry.path().join("CACHEDIR.TAG").exists() {
                 walk(&entry.path(), files);
             }
         } else if kind.is_file() {
