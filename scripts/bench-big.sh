@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# A model that does not fit: gpt-oss-20b's shape with real routing in memory groups of 10000, 7000 and 5500 MB, selective prefetch against
+# stock llama.cpp, at two readaheads. Needs root, 15 GB of disk, a routing trace, and about 15 minutes.
+# Usage: scripts/bench-big.sh [OPTIONS of bench]
+#
+# The model is generated once into the cache folder (FAULTLINE_CACHE). The trace is FAULTLINE_ROUTING, or gpqa_main of the shared test data.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+if [[ ${1:-} == -h || ${1:-} == --help ]]; then
+    sed -n '2,6s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+    exit 0
+fi
+model=$(scripts/fetch-models.sh --path)/gpt-oss-20b-shape.gguf
+data=${FAULTLINE_SHARED_DATA:-../shared/data}
+routing=${FAULTLINE_ROUTING:-$data/routing/gpt-oss-20b.gpqa_main.routes.u8}
+if [[ ! -f $routing ]]; then
+    echo "bench-big.sh: $routing: no such routing trace; FAULTLINE_ROUTING names one" >&2
+    exit 2
+fi
+
+cargo build --quiet --release --locked -p bench
+bench=${CARGO_TARGET_DIR:-target}/release/bench
+[[ -f $model ]] || "$bench" make-model --shape gpt-oss-20b -o "$model"
+
+# The time limit bounds the slow rows.
+exec "$bench" -m "$model" --prefetch=selective --baseline stock --routing "$routing" \
+    --budget 10000MB,7000MB,5500MB --readahead 128KiB,8MiB -p 1 -n 256 --decode-seconds 4 "$@"
