@@ -1,22 +1,23 @@
 //! From a context to a log: the observer that records every access.
 
+mod extras;
 mod plan;
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::path::Path;
 
+use extras::Extras;
 use gguf::ModelFiles;
 use llama_rs::{
-    AccessReader, GraphRef, Model, NodeObserver, NodeRef, Pending, Phase, Step, TensorKey,
-    WeightRef, Which,
+    AccessReader, GraphRef, Model, NodeObserver, NodeRef, Pending, Phase, Step, TensorKey, Which,
 };
 use plan::{Planned, Plans, selects};
 
 use crate::ticks::Ticks;
 use crate::{
-    Access, Extra, ExtraKind, Flags, LogWriter, ModelFile, Node, OnFull, Op, Progress, Record,
-    Result, Summary, Tables, Tensor, WHOLE,
+    Access, Flags, LogWriter, ModelFile, Node, OnFull, Op, Progress, Record, Result, Summary,
+    Tables, Tensor, WHOLE,
 };
 
 /// Records for which pages are made ready between two decodes.
@@ -41,7 +42,9 @@ const PREPARE_RECORDS: u64 = 16 << 10;
 #[derive(Debug)]
 pub struct Recorder {
     log: LogWriter,
+    /// The model's own.
     tensors: HashMap<TensorKey, u32, BuildHasherDefault<KeyHasher>>,
+    extras: Extras,
     reader: AccessReader,
     plans: Plans,
     ticks: Ticks,
@@ -119,6 +122,7 @@ impl Recorder {
             ticks: Ticks::new(log.clock()),
             log,
             tensors,
+            extras: Extras::default(),
             reader: AccessReader::new(),
             plans: Plans::default(),
             node: Current::default(),
@@ -156,6 +160,7 @@ impl Recorder {
         let Recorder {
             log,
             tensors,
+            extras,
             reader,
             accesses,
             plans,
@@ -166,18 +171,19 @@ impl Recorder {
         let nodes = pending.nodes();
         let n_unknown_before = *n_unknown;
         reader.read(pending, |access| {
-            let tensor = tensors.get(&access.weight.key()).copied().or_else(|| {
-                let id = Recorder::add_extra(log, access.weight)?;
-                tensors.insert(access.weight.key(), id);
-                Some(id)
-            });
-            let Some(tensor) = tensor else {
+            let known = match tensors.get(&access.weight.key()) {
+                Some(&tensor) => {
+                    let slice = match access.which {
+                        Which::Row(slice) | Which::Matrix(slice) => slice,
+                        Which::Whole => WHOLE,
+                    };
+                    Some((tensor, slice))
+                }
+                None => extras.find(log, &access),
+            };
+            let Some((tensor, slice)) = known else {
                 *n_unknown += 1;
                 return;
-            };
-            let slice = match access.which {
-                Which::Row(slice) | Which::Matrix(slice) => slice,
-                Which::Whole => WHOLE,
             };
             let place = nodes
                 .iter()
@@ -196,23 +202,6 @@ impl Recorder {
         if is_known && !nodes.iter().any(|&node| selects(node)) {
             plans.learn(pending.index(), nodes.len(), accesses);
         }
-    }
-
-    /// Names a tensor that is not in the files.
-    fn add_extra(log: &mut LogWriter, weight: WeightRef<'_>) -> Option<u32> {
-        let size_bytes = weight.slice_bytes(llama_rs::Dim::Whole) as u64;
-        let ggml_type = weight.ggml_type();
-        let extra = Extra {
-            kind: extra_kind(weight.name()),
-            name: weight.name().to_owned(),
-            ggml_type: ggml_type.0,
-            type_name: ggml_type.name().unwrap_or("unknown").to_owned(),
-            size_bytes,
-            slice_stride_bytes: size_bytes,
-            n_slices: 1,
-            layer: layer_and_component(weight.name()).0,
-        };
-        log.add_extra(&extra).ok()
     }
 }
 
@@ -384,17 +373,6 @@ fn layer_and_component(name: &str) -> (i32, &str) {
     (layer, component)
 }
 
-/// Told by the names that llama.cpp gives: `….lora_a`, `….lora_b`; `attn_rot…` for the rotation of a quantized KV cache.
-fn extra_kind(name: &str) -> ExtraKind {
-    if name.ends_with(".lora_a") || name.ends_with(".lora_b") {
-        ExtraKind::LORA
-    } else if name.contains("_rot") {
-        ExtraKind::KV_ROTATION
-    } else {
-        ExtraKind::OTHER
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -420,12 +398,5 @@ mod tests {
         assert_eq!(slices("blk.0.ffn_up_exps.bias", &[32, 8]), 8);
         assert_eq!(slices("token_embd.weight", &[64, 1000]), 1000);
         assert_eq!(slices("output.weight", &[64, 1000]), 1);
-    }
-
-    #[test]
-    fn names_tell_where_an_extra_tensor_comes_from() {
-        assert_eq!(extra_kind("blk.0.attn_q.weight.lora_a"), ExtraKind::LORA);
-        assert_eq!(extra_kind("attn_inp_k_rot"), ExtraKind::KV_ROTATION);
-        assert_eq!(extra_kind("something"), ExtraKind::OTHER);
     }
 }
