@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 
 use common::{assert_bad_input, faultline, stderr, stdout, tiny_model};
-use tracer::{LogReader, Op};
+use tracer::{ExtraKind, LogReader, Op};
 
 fn verb(verb: &str, model: &Path, arguments: &[&str]) -> Command {
     let mut command = faultline();
@@ -85,5 +85,60 @@ fn a_log_that_cannot_be_written_is_bad_input() {
             .output()
             .unwrap();
         assert_bad_input(&output, &[&path.display().to_string()]);
+    }
+}
+
+#[test]
+fn adapters_and_types_of_the_cache_reach_the_context() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = tiny_model(folder.path(), "tiny-llama");
+    let log = folder.path().join("run.ftrace");
+    let adapter = folder.path().join("adapter.gguf");
+    let weights = ["blk.0.attn_q.weight", "blk.1.ffn_up.weight"];
+    model_shapes::generate_adapter(&model, &adapter, &weights, 1).unwrap();
+    let adapter = adapter.display().to_string();
+    let scaled = format!("{adapter}:0.5,{adapter}:0");
+    let (lora, rotation) = (ExtraKind::LORA, ExtraKind::KV_ROTATION);
+    for (flags, kinds) in [
+        (&["--lora", &adapter][..], vec![lora; 4]),
+        (
+            &["--lora", &adapter, "--lora-scaled", &scaled],
+            vec![lora; 8],
+        ),
+        (&["--cache-type-k", "q8_0"], vec![rotation; 2]),
+        (&["--cache-type-v", "q4_0"], vec![rotation; 2]),
+        (&[], vec![]),
+    ] {
+        let output = verb("record", &model, &["-n", "2", "--ids"])
+            .args(flags)
+            .arg("-o")
+            .arg(&log)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", stderr(&output));
+        let log = LogReader::open(&log).unwrap();
+        let found: Vec<_> = log.extras().iter().map(|extra| extra.kind).collect();
+        assert_eq!(found, kinds, "{flags:?}");
+        let recorded = stdout(&output);
+        let plain = verb("run", &model, &["-n", "2", "--ids"])
+            .args(flags)
+            .output();
+        assert_eq!(recorded, stdout(&plain.unwrap()), "{flags:?}");
+    }
+}
+
+#[test]
+fn adapters_and_types_that_do_not_fit_are_bad_input() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = tiny_model(folder.path(), "tiny-llama");
+    let missing = folder.path().join("missing.gguf").display().to_string();
+    let itself = model.display().to_string();
+    for (flags, part) in [
+        (["--lora", &missing], "missing.gguf"),
+        (["--lora", &itself], "general.type"),
+        (["--lora-scaled", &format!("{itself}:2")], "general.type"),
+    ] {
+        let output = verb("run", &model, &flags).output().unwrap();
+        assert_bad_input(&output, &[part]);
     }
 }
