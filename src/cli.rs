@@ -6,7 +6,7 @@ mod simulate;
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
-use llama_rs::Prefetch;
+use llama_rs::{KvType, Prefetch};
 
 pub(crate) use answers::{
     DumpArgs, ExportArgs, ExportFormat, InfoArgs, InfoFormat, LogArgs, MapArgs, MapFormat,
@@ -24,6 +24,8 @@ EXAMPLES:
     faultline run -m model.gguf -p \"Why is the sky blue?\" --prefetch selective
   Repeatable sampling of a prompt in a file:
     faultline run -m model.gguf -f prompt.txt --seed 7 --temp 0.6 --top-p 0.9
+  With an adapter at half strength, and a smaller KV cache:
+    faultline run -m model.gguf -p \"Hello\" --lora-scaled adapter.gguf:0.5 --cache-type-k q8_0 --cache-type-v q8_0
   Token ids only, for comparisons:
     faultline run -m model.gguf -p \"Hello\" --raw --temp 0 -n 32 --ids -q
 
@@ -222,6 +224,27 @@ pub(crate) struct RunArgs {
     #[arg(short, long, value_name = "N", help_heading = "Loading")]
     pub(crate) ctx_size: Option<u32>,
 
+    /// Type of the keys in the KV cache.
+    #[arg(long, value_name = "TYPE", default_value_t = KvType::F16, value_parser = kv_types(), help_heading = "Loading")]
+    pub(crate) cache_type_k: KvType,
+
+    /// Type of the values in the KV cache.
+    #[arg(long, value_name = "TYPE", default_value_t = KvType::F16, value_parser = kv_types(), help_heading = "Loading")]
+    pub(crate) cache_type_v: KvType,
+
+    /// Change the model by a LoRA adapter; several with commas or by repeating the option.
+    #[arg(
+        long,
+        value_name = "FILE",
+        value_delimiter = ',',
+        help_heading = "Loading"
+    )]
+    pub(crate) lora: Vec<PathBuf>,
+
+    /// As --lora, with the adapter's part multiplied by a number.
+    #[arg(long, value_name = "FILE:SCALE", value_delimiter = ',', value_parser = scaled, help_heading = "Loading")]
+    pub(crate) lora_scaled: Vec<(PathBuf, f32)>,
+
     /// Threads [default: one for each CPU that the process may use].
     #[arg(short, long, value_name = "N", help_heading = "Loading")]
     #[arg(value_parser = clap::value_parser!(u32).range(1..=i64::from(llama_rs::MAX_THREADS)))]
@@ -260,6 +283,22 @@ fn prefetch_values() -> impl clap::builder::TypedValueParser<Value = Prefetch> {
     use clap::builder::{PossibleValuesParser, TypedValueParser};
     PossibleValuesParser::new(Prefetch::ALL.map(Prefetch::as_str))
         .try_map(|mode| mode.parse::<Prefetch>())
+}
+
+fn kv_types() -> impl clap::builder::TypedValueParser<Value = KvType> {
+    use clap::builder::{PossibleValuesParser, TypedValueParser};
+    PossibleValuesParser::new(KvType::ALL.map(KvType::as_str))
+        .try_map(|kind| kind.parse::<KvType>())
+}
+
+/// The last colon counts: a name may contain some.
+fn scaled(text: &str) -> Result<(PathBuf, f32), String> {
+    let (file, scale) = text
+        .rsplit_once(':')
+        .filter(|(file, _)| !file.is_empty())
+        .ok_or("expected FILE:SCALE")?;
+    let scale = number_in(scale, f32::MIN, f32::MAX, "a number after the last colon")?;
+    Ok((PathBuf::from(file), scale))
 }
 
 fn temperature(text: &str) -> Result<f32, String> {
@@ -330,6 +369,31 @@ mod tests {
     }
 
     #[test]
+    fn every_type_of_the_kv_cache_parses() {
+        for kind in KvType::ALL {
+            let flags = ["--cache-type-k", kind.as_str(), "--cache-type-v", "f32"];
+            let run = run_args(&[&["-m", "a", "-p", "b"], &flags[..]].concat()).unwrap();
+            assert_eq!((run.cache_type_k, run.cache_type_v), (kind, KvType::F32));
+        }
+    }
+
+    #[test]
+    fn adapters_add_up() {
+        let flags = [
+            "--lora",
+            "x,y",
+            "--lora",
+            "z",
+            "--lora-scaled",
+            "a:b:0.5,c:-2",
+        ];
+        let run = run_args(&[&["-m", "a", "-p", "b"], &flags[..]].concat()).unwrap();
+        assert_eq!(run.lora, ["x", "y", "z"].map(PathBuf::from));
+        let scaled = [("a:b", 0.5), ("c", -2.0)].map(|(file, scale)| (PathBuf::from(file), scale));
+        assert_eq!(run.lora_scaled, scaled);
+    }
+
+    #[test]
     fn impossible_values_are_wrong_usage() {
         for wrong in [
             &["--prefetch", "lazy"][..],
@@ -343,6 +407,12 @@ mod tests {
             &["--threads", "513"],
             &["--repack", "maybe"],
             &["-n", "-2"],
+            &["--cache-type-k", "q6_K"],
+            &["--cache-type-v", "F16"],
+            &["--lora-scaled", "a"],
+            &["--lora-scaled", "a:"],
+            &["--lora-scaled", ":1"],
+            &["--lora-scaled", "a:nan"],
             &["--raw", "--chat"],
             &["--raw", "--system", "x"],
             &["-f", "x"],

@@ -92,6 +92,7 @@ fn is_bad_input(error: &llama_rs::Error) -> bool {
             | Error::UnsupportedModel { .. }
             | Error::InvalidParameter { .. }
             | Error::Load { .. }
+            | Error::Adapter { .. }
             | Error::ModelChanged { .. }
             | Error::NoTokenizer(_)
             | Error::Tokenize { .. }

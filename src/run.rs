@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use llama_rs::{
-    Advise, Backend, ChatMessage, Context, ContextParams, Error, Generated, Model, ModelParams,
-    Prefetch, Sampler, Stop, Token, Utf8Stream,
+    Advise, Backend, ChatMessage, Context, ContextParams, Error, Generated, LoraAdapter, Model,
+    ModelParams, Prefetch, Sampler, Stop, Token, Utf8Stream,
 };
 
 use crate::cli::{RecordArgs, RunArgs, Switch};
@@ -58,10 +58,11 @@ pub(crate) fn run(
             recording.collect();
         }
     };
-    let model = match load(args, &stop, &mut on_progress) {
+    let mut model = match load(args, &stop, &mut on_progress) {
         Err(Error::Cancelled) => return Ok(Outcome::Interrupted),
         model => model?,
     };
+    let adapters = adapters(args, &mut model)?;
     if let Some(recording) = &mut recording {
         recording.model_loaded(&model);
     }
@@ -72,6 +73,8 @@ pub(crate) fn run(
     };
     let tokens = prompt_tokens(args, &model, &prompt)?;
     let mut context = context(args, &model)?;
+    let scaled: Vec<_> = adapters.iter().map(|(a, scale)| (a, *scale)).collect();
+    context.set_lora(&scaled)?;
     context.set_abort(Arc::clone(&stop));
     if !args.quiet {
         print_configuration(args, &model, &context, seed);
@@ -190,6 +193,15 @@ fn load(
     })
 }
 
+fn adapters(args: &RunArgs, model: &mut Model) -> llama_rs::Result<Vec<(LoraAdapter, f32)>> {
+    let plain = args.lora.iter().map(|file| (file, 1.0));
+    let scaled = args.lora_scaled.iter().map(|(file, scale)| (file, *scale));
+    plain
+        .chain(scaled)
+        .map(|(file, scale)| Ok((LoraAdapter::load(model, file)?, scale)))
+        .collect()
+}
+
 fn prompt_tokens(args: &RunArgs, model: &Model, prompt: &str) -> anyhow::Result<Vec<Token>> {
     let with_template =
         args.chat || args.system.is_some() || (!args.raw && model.chat_template().is_some());
@@ -226,6 +238,8 @@ fn context<'m>(args: &RunArgs, model: &'m Model) -> llama_rs::Result<Context<'m>
         n_ctx,
         n_batch: BATCH_TOKENS,
         n_ubatch: BATCH_TOKENS,
+        type_k: args.cache_type_k,
+        type_v: args.cache_type_v,
         ..ContextParams::default()
     };
     if let Some(threads) = args.threads {

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 
 use common::{assert_bad_input, faultline, stderr, stdout, tiny_model};
-use tracer::{KernelOptions, LogReader, NO_STEP, Op, Record};
+use tracer::{ExtraKind, KernelOptions, LogReader, NO_STEP, Op, Record};
 
 fn verb(verb: &str, model: &Path, arguments: &[&str]) -> Command {
     let mut command = faultline();
@@ -190,4 +190,59 @@ fn what_is_not_permitted_names_the_command_that_grants_it() {
     let output = as_nobody(&["-n", "1", "--residency"]).unwrap();
     assert_bad_input(&output, &["run as its owner or as root"]);
     assert!(!log.exists(), "nothing is created before all is permitted");
+}
+
+#[test]
+fn adapters_and_types_of_the_cache_reach_the_context() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = tiny_model(folder.path(), "tiny-llama");
+    let log = folder.path().join("run.ftrace");
+    let adapter = folder.path().join("adapter.gguf");
+    let weights = ["blk.0.attn_q.weight", "blk.1.ffn_up.weight"];
+    model_shapes::generate_adapter(&model, &adapter, &weights, 1).unwrap();
+    let adapter = adapter.display().to_string();
+    let scaled = format!("{adapter}:0.5,{adapter}:0");
+    let (lora, rotation) = (ExtraKind::LORA, ExtraKind::KV_ROTATION);
+    for (flags, kinds) in [
+        (&["--lora", &adapter][..], vec![lora; 4]),
+        (
+            &["--lora", &adapter, "--lora-scaled", &scaled],
+            vec![lora; 8],
+        ),
+        (&["--cache-type-k", "q8_0"], vec![rotation; 2]),
+        (&["--cache-type-v", "q4_0"], vec![rotation; 2]),
+        (&[], vec![]),
+    ] {
+        let output = verb("record", &model, &["-n", "2", "--ids"])
+            .args(flags)
+            .arg("-o")
+            .arg(&log)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", stderr(&output));
+        let log = LogReader::open(&log).unwrap();
+        let found: Vec<_> = log.extras().iter().map(|extra| extra.kind).collect();
+        assert_eq!(found, kinds, "{flags:?}");
+        let recorded = stdout(&output);
+        let plain = verb("run", &model, &["-n", "2", "--ids"])
+            .args(flags)
+            .output();
+        assert_eq!(recorded, stdout(&plain.unwrap()), "{flags:?}");
+    }
+}
+
+#[test]
+fn adapters_and_types_that_do_not_fit_are_bad_input() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = tiny_model(folder.path(), "tiny-llama");
+    let missing = folder.path().join("missing.gguf").display().to_string();
+    let itself = model.display().to_string();
+    for (flags, part) in [
+        (["--lora", &missing], "missing.gguf"),
+        (["--lora", &itself], "general.type"),
+        (["--lora-scaled", &format!("{itself}:2")], "general.type"),
+    ] {
+        let output = verb("run", &model, &flags).output().unwrap();
+        assert_bad_input(&output, &[part]);
+    }
 }

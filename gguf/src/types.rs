@@ -92,8 +92,12 @@ impl GgmlType {
     pub const F16: GgmlType = GgmlType(1);
     /// Blocks of 32 4-bit numbers with a 16-bit scale.
     pub const Q4_0: GgmlType = GgmlType(2);
+    /// Blocks of 32 4-bit numbers with a 16-bit scale and minimum.
+    pub const Q4_1: GgmlType = GgmlType(3);
     /// Blocks of 32 5-bit numbers with a 16-bit scale.
     pub const Q5_0: GgmlType = GgmlType(6);
+    /// Blocks of 32 5-bit numbers with a 16-bit scale and minimum.
+    pub const Q5_1: GgmlType = GgmlType(7);
     /// Blocks of 32 8-bit numbers with a 16-bit scale.
     pub const Q8_0: GgmlType = GgmlType(8);
     /// Blocks of 256 4-bit numbers with 6-bit scales and minima.
@@ -102,6 +106,8 @@ impl GgmlType {
     pub const Q5_K: GgmlType = GgmlType(13);
     /// Blocks of 256 6-bit numbers with 8-bit scales.
     pub const Q6_K: GgmlType = GgmlType(14);
+    /// Blocks of 32 4-bit indices into a table of uneven steps, with a 16-bit scale.
+    pub const IQ4_NL: GgmlType = GgmlType(20);
     /// 32-bit integers.
     pub const I32: GgmlType = GgmlType(26);
     /// The upper half of a 32-bit floating point number.

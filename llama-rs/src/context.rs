@@ -12,7 +12,9 @@ use crate::assertions;
 use crate::batch::{Batch, RowPointers};
 use crate::error::{Error, Result};
 use crate::inner::InnerContext;
+use crate::kv_type;
 use crate::logs;
+use crate::lora::LoraAdapter;
 use crate::memory::{BufferUse, Perf};
 use crate::model::Model;
 use crate::observer::{AnyObserver, NodeObserver, ObserverState};
@@ -39,6 +41,8 @@ pub struct Context<'model> {
     n_ubatch: usize,
     n_seq_max: u32,
     n_outputs_max: usize,
+    /// Adapters could neither be set nor taken away: it cannot decode.
+    is_broken: bool,
     /// One entry a row of the last batch: 1 when it has logits. Empty after a failed decode.
     outputs: Vec<i8>,
     seq_rows: RowPointers,
@@ -82,6 +86,7 @@ impl<'model> Context<'model> {
     ) -> Result<Context<'model>> {
         params.check()?;
         require_decoder(model)?;
+        kv_type::check_heads(model, params)?;
         // SAFETY: takes no arguments.
         let mut raw = unsafe { sys::llama_context_default_params() };
         raw.n_ctx = params.n_ctx;
@@ -92,6 +97,8 @@ impl<'model> Context<'model> {
         // In range by `check`, which allows at most 512.
         raw.n_threads = params.n_threads as i32;
         raw.n_threads_batch = params.n_threads_batch as i32;
+        raw.type_k = params.type_k.ggml_type().0;
+        raw.type_v = params.type_v.ggml_type().0;
         raw.swa_full = params.swa_full;
         raw.no_perf = params.no_perf;
         raw.offload_kqv = false;
@@ -146,6 +153,7 @@ impl<'model> Context<'model> {
             n_ubatch: n_ubatch as usize,
             n_seq_max,
             n_outputs_max,
+            is_broken: false,
             outputs: Vec::new(),
             seq_rows: RowPointers::default(),
         })
@@ -204,6 +212,7 @@ impl<'model> Context<'model> {
     ///   the router.
     pub fn decode(&mut self, batch: &Batch) -> Result<()> {
         self.outputs.clear();
+        self.check_graphs()?;
         self.check_batch(batch)?;
         self.model.check_contents()?;
 
@@ -280,6 +289,17 @@ impl<'model> Context<'model> {
                 reason: logs::take_reason("llama.cpp gave no reason"),
             }),
         }
+    }
+
+    fn check_graphs(&self) -> Result<()> {
+        if !self.is_broken {
+            return Ok(());
+        }
+        Err(Error::Native {
+            call: "llama_set_adapters_lora",
+            message: "the context could neither use its adapters nor go back; make another one"
+                .to_owned(),
+        })
     }
 
     fn check_batch(&self, batch: &Batch) -> Result<()> {
@@ -433,6 +453,65 @@ impl<'model> Context<'model> {
         // SAFETY: the context is alive; NULL turns the trace off. The CPU backend has finished when llama_decode returns, so
         // no callback is running.
         unsafe { sys::llama_set_tensor_trace(self.raw(), std::ptr::null(), std::ptr::null_mut()) };
+    }
+
+    /// Computes with these adapters, each times its scale, from now on; instead of those that were set before. What the KV
+    /// cache holds stays as it was computed. An adapter with scale 0 is not used at all. Wraps `llama_set_adapters_lora`.
+    ///
+    /// # Errors
+    ///
+    /// - [`Error::InvalidParameter`]: an adapter of another model or twice the same one, or a scale that is not finite;
+    ///   nothing has changed then.
+    /// - [`Error::Native`]: llama.cpp cannot build this model's graph with these adapters. No adapter is set then; if memory is
+    ///   missing even for that, every later call fails with this error.
+    pub fn set_lora(&mut self, adapters: &[(&LoraAdapter, f32)]) -> Result<()> {
+        let mut raw = Vec::with_capacity(adapters.len());
+        let mut scales = Vec::with_capacity(adapters.len());
+        for (index, &(adapter, scale)) in adapters.iter().enumerate() {
+            let reason = if !scale.is_finite() {
+                Some(format!("the scale {scale} is not finite"))
+            } else if adapters[..index].iter().any(|&(other, _)| other == adapter) {
+                Some("it is given twice".to_owned())
+            } else {
+                None
+            };
+            if let Some(reason) = reason {
+                return Err(Error::parameter(
+                    "adapters",
+                    format!("number {}: {reason}", index + 1),
+                ));
+            }
+            raw.push(self.model.loras().raw(adapter)?);
+            scales.push(scale);
+        }
+        self.check_graphs()?;
+        self.outputs.clear();
+        let result = self.set_raw_lora(&mut raw, &mut scales);
+        if result.is_err() {
+            // llama.cpp plans its graphs only when the adapters change, those with scale 0 not counted.
+            let is_none = scales.iter().all(|&scale| scale == 0.0);
+            self.is_broken = is_none || self.set_raw_lora(&mut [], &mut []).is_err();
+        }
+        result
+    }
+
+    fn set_raw_lora(
+        &mut self,
+        adapters: &mut [*mut sys::llama_adapter_lora],
+        scales: &mut [f32],
+    ) -> Result<()> {
+        debug_assert_eq!(adapters.len(), scales.len());
+        // SAFETY: the context is alive and borrowed mutably. The adapters belong to its model, which frees them after the
+        // context; both lists have the given length, and are copied.
+        let status = assertions::as_errors(|| unsafe {
+            sys::faultline_set_adapters_lora(
+                self.raw(),
+                adapters.as_mut_ptr(),
+                adapters.len(),
+                scales.as_mut_ptr(),
+            )
+        });
+        shim::check("llama_set_adapters_lora", status)
     }
 
     /// Ends a running [`decode`](Context::decode) with [`Error::Aborted`] soon after `flag` becomes true, and every later

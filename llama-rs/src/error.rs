@@ -52,6 +52,15 @@ pub enum Error {
         reason: String,
     },
 
+    /// A file is no LoRA adapter, or none for this model.
+    #[error("{}: cannot use the LoRA adapter: {reason}", path.display())]
+    Adapter {
+        /// The adapter's file.
+        path: PathBuf,
+        /// Which key or tensor is wrong, and how; or what llama.cpp logged.
+        reason: String,
+    },
+
     /// The progress callback asked to stop. Everything that was loaded has been freed.
     #[error("loading was cancelled")]
     Cancelled,

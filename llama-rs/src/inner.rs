@@ -37,9 +37,30 @@ impl Drop for InnerModel {
 // llama_model_free may run anywhere.
 unsafe impl Send for InnerModel {}
 // SAFETY: after loading, llama.cpp only reads the model; tokenizers keep their working state on the caller's stack.
+// Loading an adapter adds it to the model's list, and needs `&mut Model`.
 // The one write, the training context that llama_init_from_model adjusts, happens only for a frequency scale given by
 // the caller, which `ContextParams` does not offer.
 unsafe impl Sync for InnerModel {}
+
+/// Points at a `llama_adapter_lora`, which its model owns and frees.
+#[derive(Debug)]
+pub(crate) struct InnerLora(NonNull<sys::llama_adapter_lora>);
+
+impl InnerLora {
+    /// `None` for NULL.
+    pub(crate) fn from_raw(adapter: *mut sys::llama_adapter_lora) -> Option<Self> {
+        NonNull::new(adapter).map(InnerLora)
+    }
+
+    pub(crate) fn as_ptr(&self) -> *mut sys::llama_adapter_lora {
+        self.0.as_ptr()
+    }
+}
+
+// SAFETY: an adapter is plain memory, as much bound to a thread as its model is: not at all.
+unsafe impl Send for InnerLora {}
+// SAFETY: once loaded, an adapter is only read: which contexts use it, and with which scale, is kept in the contexts.
+unsafe impl Sync for InnerLora {}
 
 /// Owns a `llama_context`.
 #[derive(Debug)]

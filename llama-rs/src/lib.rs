@@ -6,6 +6,7 @@
 //! | [`Model`] | `llama_model` | `Send + Sync`; outlives its contexts |
 //! | [`Vocab`] | `llama_vocab` | borrows the model |
 //! | [`Context`] | `llama_context` | `Send`; borrows the model; owns the state of its callbacks |
+//! | [`LoraAdapter`] | `llama_adapter_lora` | names an adapter; its model owns it |
 //! | [`Batch`] | `llama_batch` | plain memory |
 //! | [`Sampler`] | `llama_sampler` | `Send` |
 //! | [`SliceProvider`] | `ggml_backend_cpu_lazy_i` | gives the bytes of weights that are loaded on demand |
@@ -50,7 +51,9 @@ mod files;
 mod generate;
 mod huge;
 mod inner;
+mod kv_type;
 mod logs;
+mod lora;
 mod memory;
 mod model;
 mod observer;
@@ -76,7 +79,9 @@ pub use chat::ChatMessage;
 pub use context::Context;
 pub use error::{Error, Result};
 pub use generate::{Generated, Generation, Stop, generate};
+pub use kv_type::KvType;
 pub use logs::route_logs;
+pub use lora::LoraAdapter;
 pub use memory::{BufferUse, Perf};
 pub use model::Model;
 pub use observer::{GraphRef, NodeObserver, Pending};

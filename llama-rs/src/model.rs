@@ -14,6 +14,7 @@ use crate::failure::FailureSlot;
 use crate::files::WatchedFiles;
 use crate::inner::InnerModel;
 use crate::logs;
+use crate::lora::ModelLoras;
 use crate::params::{LoadMode, ModelParams, Prefetch};
 use crate::preflight;
 use crate::shim;
@@ -30,6 +31,7 @@ pub struct Model {
     watched: WatchedFiles,
     params: ModelParams,
     has_causal_attention: bool,
+    loras: ModelLoras,
 }
 
 impl Model {
@@ -73,12 +75,22 @@ impl Model {
             watched,
             params: params.clone(),
             has_causal_attention,
+            loras: ModelLoras::new(),
         })
     }
 
     /// The C object. Valid while `self` lives.
     pub(crate) fn raw(&self) -> *mut sys::llama_model {
         self.inner.as_ptr()
+    }
+
+    /// The adapters that were loaded for it.
+    pub(crate) fn loras(&self) -> &ModelLoras {
+        &self.loras
+    }
+
+    pub(crate) fn loras_mut(&mut self) -> &mut ModelLoras {
+        &mut self.loras
     }
 
     /// The tokenizer.

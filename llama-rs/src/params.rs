@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use crate::error::{Error, Result};
+use crate::kv_type::{self, KvType};
 
 /// What happens to a weight when the model is loaded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -198,6 +199,11 @@ pub struct ContextParams {
     pub swa_full: bool,
     /// Fused attention.
     pub flash_attn: FlashAttention,
+    /// Type of the keys in the KV cache.
+    pub type_k: KvType,
+    /// Type of the values in the KV cache. A quantized one needs flash attention, which [`FlashAttention::Auto`] then
+    /// turns on. Some models, those with latent attention, need the same type for both.
+    pub type_v: KvType,
     /// Do not measure time inside llama.cpp; [`Context::perf`](crate::Context::perf) is then all zeros.
     pub no_perf: bool,
 }
@@ -215,6 +221,8 @@ impl Default for ContextParams {
             n_outputs_max: 1,
             swa_full: false,
             flash_attn: FlashAttention::Auto,
+            type_k: KvType::F16,
+            type_v: KvType::F16,
             no_perf: false,
         }
     }
@@ -238,6 +246,7 @@ impl ContextParams {
         in_range("n_threads", self.n_threads, 1, MAX_THREADS)?;
         in_range("n_threads_batch", self.n_threads_batch, 1, MAX_THREADS)?;
         in_range("n_outputs_max", self.n_outputs_max, 1, self.n_batch)?;
+        kv_type::check_attention(self)?;
         if self.n_seq_max > self.n_ctx {
             return Err(Error::parameter(
                 "n_seq_max",

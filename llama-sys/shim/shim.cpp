@@ -1,5 +1,7 @@
 #include "shim.h"
 
+#include "llama-adapter.h"
+#include "llama-context.h"
 #include "llama-ext.h"
 #include "llama-model.h"
 
@@ -68,6 +70,29 @@ int32_t faultline_context_init(llama_model * model, llama_context_params params,
             return fail(FAULTLINE_ERR_NULL, "the context could not be created");
         }
         *context = created;
+        return FAULTLINE_OK;
+    });
+}
+
+int32_t faultline_adapter_lora_load(llama_model * model, const char * path, llama_adapter_lora ** adapter) {
+    return guarded([&]() -> int32_t {
+        llama_adapter_lora * loaded = llama_adapter_lora_init(model, path);
+        if (loaded == nullptr) {
+            return fail(FAULTLINE_ERR_NULL, "the adapter could not be loaded");
+        }
+        // llama.cpp leaves this unset, so that an observer could not tell these tensors from results of operations.
+        for (const auto & buffer : loaded->bufs) {
+            ggml_backend_buffer_set_usage(buffer.get(), GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
+        }
+        *adapter = loaded;
+        return FAULTLINE_OK;
+    });
+}
+
+int32_t faultline_set_adapters_lora(llama_context * context, llama_adapter_lora ** adapters, size_t n_adapters, float * scales) {
+    return guarded([&]() -> int32_t {
+        llama_set_adapters_lora(context, adapters, n_adapters, scales);
+        context->sched_reserve();
         return FAULTLINE_OK;
     });
 }
@@ -179,6 +204,15 @@ size_t faultline_model_tensors(const llama_model * model, const ggml_tensor ** t
         i++;
     }
     return i;
+}
+
+uint32_t faultline_model_head_sizes(const llama_model * model, uint32_t layer, uint32_t * key, uint32_t * value) {
+    const uint32_t n_layer = model->hparams.n_layer();
+    if (layer < n_layer) {
+        *key   = model->hparams.n_embd_head_k(layer);
+        *value = model->hparams.n_embd_head_v(layer);
+    }
+    return n_layer;
 }
 
 // The first call makes the list; a failure to do so leaves it empty. Upstream's list has two entries that no model can be:

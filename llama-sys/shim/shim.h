@@ -39,6 +39,15 @@ int32_t faultline_model_load(const char ** paths, size_t n_paths, struct llama_m
 /* Wraps llama_init_from_model. */
 int32_t faultline_context_init(struct llama_model * model, struct llama_context_params params, struct llama_context ** context);
 
+/* Wraps llama_adapter_lora_init, and marks the adapter's buffers as holding weights. The adapter belongs to the model, which
+ * frees it. No context of the model may be in use: the model changes. */
+int32_t faultline_adapter_lora_load(struct llama_model * model, const char * path, struct llama_adapter_lora ** adapter);
+
+/* Wraps llama_set_adapters_lora, and plans the graphs with these adapters at once rather than in the next decode. After a
+ * failure the context must not decode until another call has succeeded that changes the adapters. */
+int32_t faultline_set_adapters_lora(
+        struct llama_context * context, struct llama_adapter_lora ** adapters, size_t n_adapters, float * scales);
+
 /* Wrap llama_decode and llama_encode; result is what they return. */
 int32_t faultline_decode(struct llama_context * context, struct llama_batch batch, int32_t * result);
 int32_t faultline_encode(struct llama_context * context, struct llama_batch batch, int32_t * result);
@@ -93,6 +102,9 @@ int32_t faultline_memory_breakdown(
 /* The tensors that the model computes with, in no particular order; a tensor of the file is there twice when the model keeps
  * a second copy of it. Writes at most capacity pointers, which stay valid while the model lives; returns how many there are. */
 size_t faultline_model_tensors(const struct llama_model * model, const struct ggml_tensor ** tensors, size_t capacity);
+
+/* Returns the number of layers; if layer is one of them, writes the elements of one head's key and value in it. */
+uint32_t faultline_model_head_sizes(const struct llama_model * model, uint32_t layer, uint32_t * key, uint32_t * value);
 
 /* Whether llama.cpp can run models of the architecture that a GGUF file names in general.architecture. */
 bool faultline_arch_known(const char * name);

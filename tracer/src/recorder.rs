@@ -1,24 +1,24 @@
 //! From a context to a log: the observer that records every access.
 
+mod extras;
 mod plan;
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::path::{Path, PathBuf};
 
+use extras::Extras;
 use gguf::ModelFiles;
 use llama_rs::{
-    AccessReader, GraphRef, Model, NodeObserver, NodeRef, Pending, Phase, Step, TensorKey,
-    WeightRef, Which,
+    AccessReader, GraphRef, Model, NodeObserver, NodeRef, Pending, Phase, Step, TensorKey, Which,
 };
 use plan::{Planned, Plans, selects};
 
 use crate::kernel::{self, Watch, maps};
-use crate::model::layer_and_component;
 use crate::ticks::Ticks;
 use crate::{
-    Access, Extra, ExtraKind, Flags, KernelCounts, KernelError, KernelOptions, LogWriter, Node,
-    OnFull, Op, Progress, Record, Result, Summary, Tables, WHOLE, tables,
+    Access, Flags, KernelCounts, KernelError, KernelOptions, LogWriter, Node, OnFull, Op, Progress,
+    Record, Result, Summary, Tables, WHOLE, tables,
 };
 
 /// Records for which pages are made ready between two decodes.
@@ -64,7 +64,9 @@ pub struct Recorder {
     tables: Tables,
     paths: Vec<PathBuf>,
     watch: Option<Watch>,
+    /// The model's own.
     tensors: HashMap<TensorKey, u32, BuildHasherDefault<KeyHasher>>,
+    extras: Extras,
     reader: AccessReader,
     plans: Plans,
     ticks: Ticks,
@@ -153,6 +155,7 @@ impl Recorder {
             paths: kernel::paths(files),
             watch: None,
             tensors: HashMap::default(),
+            extras: Extras::default(),
             reader: AccessReader::new(),
             plans: Plans::default(),
             node: Current::default(),
@@ -246,6 +249,7 @@ impl Recorder {
         let Recorder {
             log,
             tensors,
+            extras,
             reader,
             accesses,
             plans,
@@ -256,18 +260,19 @@ impl Recorder {
         let nodes = pending.nodes();
         let n_unknown_before = *n_unknown;
         reader.read(pending, |access| {
-            let tensor = tensors.get(&access.weight.key()).copied().or_else(|| {
-                let id = Recorder::add_extra(log, access.weight)?;
-                tensors.insert(access.weight.key(), id);
-                Some(id)
-            });
-            let Some(tensor) = tensor else {
+            let known = match tensors.get(&access.weight.key()) {
+                Some(&tensor) => {
+                    let slice = match access.which {
+                        Which::Row(slice) | Which::Matrix(slice) => slice,
+                        Which::Whole => WHOLE,
+                    };
+                    Some((tensor, slice))
+                }
+                None => extras.find(log, &access),
+            };
+            let Some((tensor, slice)) = known else {
                 *n_unknown += 1;
                 return;
-            };
-            let slice = match access.which {
-                Which::Row(slice) | Which::Matrix(slice) => slice,
-                Which::Whole => WHOLE,
             };
             let place = nodes
                 .iter()
@@ -286,23 +291,6 @@ impl Recorder {
         if is_known && !nodes.iter().any(|&node| selects(node)) {
             plans.learn(pending.index(), nodes.len(), accesses);
         }
-    }
-
-    /// Names a tensor that is not in the files.
-    fn add_extra(log: &mut LogWriter, weight: WeightRef<'_>) -> Option<u32> {
-        let size_bytes = weight.slice_bytes(llama_rs::Dim::Whole) as u64;
-        let ggml_type = weight.ggml_type();
-        let extra = Extra {
-            kind: extra_kind(weight.name()),
-            name: weight.name().to_owned(),
-            ggml_type: ggml_type.0,
-            type_name: ggml_type.name().unwrap_or("unknown").to_owned(),
-            size_bytes,
-            slice_stride_bytes: size_bytes,
-            n_slices: 1,
-            layer: layer_and_component(weight.name()).0,
-        };
-        log.add_extra(&extra).ok()
     }
 }
 
@@ -427,28 +415,5 @@ impl NodeObserver for Recorder {
             watch.snapshot_after(&mut self.log, self.step);
         }
         self.step = self.step.wrapping_add(1);
-    }
-}
-
-/// Told by the names that llama.cpp gives: `….lora_a`, `….lora_b`; `attn_rot…` for the rotation of a quantized KV cache.
-fn extra_kind(name: &str) -> ExtraKind {
-    if name.ends_with(".lora_a") || name.ends_with(".lora_b") {
-        ExtraKind::LORA
-    } else if name.contains("_rot") {
-        ExtraKind::KV_ROTATION
-    } else {
-        ExtraKind::OTHER
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_tell_where_an_extra_tensor_comes_from() {
-        assert_eq!(extra_kind("blk.0.attn_q.weight.lora_a"), ExtraKind::LORA);
-        assert_eq!(extra_kind("attn_inp_k_rot"), ExtraKind::KV_ROTATION);
-        assert_eq!(extra_kind("something"), ExtraKind::OTHER);
     }
 }

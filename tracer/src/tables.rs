@@ -104,7 +104,8 @@ impl ExtraKind {
     pub const OTHER: ExtraKind = ExtraKind(0);
     /// A tensor of a LoRA adapter.
     pub const LORA: ExtraKind = ExtraKind(1);
-    /// A matrix that rotates keys or values for a quantized KV cache.
+    /// A matrix that rotates keys or values for a quantized KV cache. Where it is recorded it is an operand; ggml's CPU code
+    /// computes the rotation without reading it.
     pub const KV_ROTATION: ExtraKind = ExtraKind(2);
     /// A copy of a tensor of the file that is laid out for the CPU's kernels.
     pub const REPACKED: ExtraKind = ExtraKind(3);

@@ -11,6 +11,7 @@
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
+mod adapter;
 mod arch;
 mod fill;
 mod generate;
@@ -25,6 +26,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::thread;
 
+pub use adapter::{ADAPTER_RANK, generate_adapter};
 pub use shape::{ExpertType, Shape};
 
 /// Why a model was not generated.
@@ -38,6 +40,12 @@ pub enum Error {
         name: String,
         /// The names that exist.
         known: String,
+    },
+    /// A model has no tensor of this name.
+    #[error("the model has no tensor {name}")]
+    NoTensor {
+        /// The name that was given.
+        name: String,
     },
     /// Rows of this tensor type cannot be made.
     #[error("cannot generate tensors of type {ggml_type}")]

@@ -9,6 +9,7 @@
 //! graph, or crash, has to be here.
 
 mod hyperparameters;
+pub(crate) mod lora;
 mod tensors;
 mod tokenizer;
 

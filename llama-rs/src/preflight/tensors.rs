@@ -65,7 +65,7 @@ fn check_type(tensor: &TensorInfo) -> Verdict {
 }
 
 /// Whether the CPU backend can multiply a matrix of this type.
-fn is_multipliable(ggml_type: GgmlType) -> bool {
+pub(super) fn is_multipliable(ggml_type: GgmlType) -> bool {
     if !ggml_type.is_usable() {
         return false;
     }
