@@ -34,6 +34,7 @@ pub struct Model {
     watched: WatchedFiles,
     params: ModelParams,
     has_causal_attention: bool,
+    needs_provider: bool,
 }
 
 impl Model {
@@ -103,14 +104,18 @@ impl Model {
         let inner = load_raw(path, &files, params, memory.as_ref(), progress)?;
         // llama.cpp opened the files by name a second time; they must still be the ones that were examined.
         watched.check_names()?;
-        Ok(Model {
+        let mut model = Model {
             inner,
             memory,
             files,
             watched,
             params: params.clone(),
             has_causal_attention,
-        })
+            needs_provider: false,
+        };
+        model.needs_provider =
+            model.memory.is_some() && model.weights().iter().any(|weight| weight.is_lazy);
+        Ok(model)
     }
 
     /// The C object. Valid while `self` lives.
@@ -189,7 +194,7 @@ impl Model {
 
     /// Whether some weights are nowhere but where a slice provider says.
     pub(crate) fn needs_provider(&self) -> bool {
-        self.memory.is_some() && self.params.prefetch != Prefetch::Eager
+        self.needs_provider
     }
 
     /// Whether the weights are in a mapping of the files.

@@ -174,14 +174,12 @@ fn check(path: &Path, prefetch: Prefetch) {
     let model = load_into(path, &params(prefetch), memory).unwrap();
     assert_eq!(n_mapped.load(Ordering::Relaxed), model.files().parts.len());
     let loaded_bytes = loaded_bytes.load(Ordering::Relaxed) as u64;
-    if prefetch == Prefetch::Eager {
-        assert!(loaded_bytes >= model.size_bytes());
-    } else {
-        assert!(loaded_bytes < model.size_bytes());
-    }
+    let is_lazy = model.weights().iter().any(|weight| weight.is_lazy);
+    assert_eq!(loaded_bytes < model.size_bytes(), is_lazy);
+    assert!(prefetch != Prefetch::Eager || !is_lazy);
     for threads in [1, 2] {
         let mut context = context(&model, threads);
-        if prefetch != Prefetch::Eager {
+        if is_lazy {
             let mut batch = llama_rs::Batch::new(1, 1);
             batch.add(Token(1), 0, &[0], true).unwrap();
             assert!(matches!(context.decode(&batch), Err(Error::NoProvider)));
