@@ -215,6 +215,9 @@ impl<'model> Context<'model> {
         self.check_graphs()?;
         self.check_batch(batch)?;
         self.model.check_contents()?;
+        if self.model.needs_provider() && self.provider.is_none() {
+            return Err(Error::NoProvider);
+        }
 
         let step = Step::new(batch);
         self.step_begin(&step)?;

@@ -114,6 +114,12 @@ pub enum Error {
         reason: Option<String>,
     },
 
+    /// Weights of the model are where a [`SliceProvider`](crate::SliceProvider) says, and the context has none.
+    #[error(
+        "decoding failed: the model's experts are in no mapping, and the context has no slice provider that says where they are"
+    )]
+    NoProvider,
+
     /// A [`Router`](crate::Router)'s picks could not be used. The model's own were used from there on.
     #[error(
         "decoding failed: the experts for token {token} of the batch in layer {layer} cannot be used: {reason}"

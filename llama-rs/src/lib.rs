@@ -10,6 +10,7 @@
 //! | [`Batch`] | `llama_batch` | plain memory |
 //! | [`Sampler`] | `llama_sampler` | `Send` |
 //! | [`SliceProvider`] | `ggml_backend_cpu_lazy_i` | gives the bytes of weights that are loaded on demand |
+//! | [`ModelMemory`] | `llama_model_mapping_i` | provides the memory in which the files of a model are read |
 //! | [`NodeObserver`] | `ggml_backend_cpu_trace_i` | watches the nodes, and with [`AccessReader`] the weights that they read |
 //! | [`Router`] | `ggml_backend_sched_eval_callback` | replaces the experts that the model picks |
 //!
@@ -55,6 +56,7 @@ mod kv_type;
 mod logs;
 mod lora;
 mod memory;
+mod memory_map;
 mod model;
 mod observer;
 mod params;
@@ -83,6 +85,7 @@ pub use kv_type::KvType;
 pub use logs::route_logs;
 pub use lora::LoraAdapter;
 pub use memory::{BufferUse, Perf};
+pub use memory_map::ModelMemory;
 pub use model::Model;
 pub use observer::{GraphRef, NodeObserver, Pending};
 pub use params::{

@@ -4,6 +4,7 @@ use std::ffi::{CStr, CString, c_char, c_void};
 use std::ops::ControlFlow;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::pin::Pin;
 
 use llama_sys as sys;
 
@@ -15,6 +16,7 @@ use crate::files::WatchedFiles;
 use crate::inner::InnerModel;
 use crate::logs;
 use crate::lora::ModelLoras;
+use crate::memory_map::{MemoryState, ModelMemory};
 use crate::params::{LoadMode, ModelParams, Prefetch};
 use crate::preflight;
 use crate::shim;
@@ -27,11 +29,14 @@ use crate::warm;
 #[derive(Debug)]
 pub struct Model {
     inner: InnerModel,
+    /// Where the weights are, if not in a mapping. C uses it until `inner` is freed, so it comes after that.
+    memory: Option<Pin<Box<MemoryState>>>,
     files: gguf::ModelFiles,
     watched: WatchedFiles,
     params: ModelParams,
     has_causal_attention: bool,
     loras: ModelLoras,
+    needs_provider: bool,
 }
 
 impl Model {
@@ -55,28 +60,65 @@ impl Model {
     /// As for `load`; [`Error::Cancelled`] when `progress` gives [`ControlFlow::Break`], [`Error::CallbackPanicked`] when
     /// it panics. Everything loaded so far is freed then.
     pub fn load_with(
-        _backend: &Backend,
+        backend: &Backend,
         path: impl AsRef<Path>,
         params: &ModelParams,
         progress: impl FnMut(f32) -> ControlFlow<()>,
     ) -> Result<Model> {
-        let path = path.as_ref();
+        Model::load_files(backend, path.as_ref(), params, None, progress)
+    }
+
+    /// As [`load_with`](Model::load_with), with the weights in `memory` instead of a mapping of the files.
+    ///
+    /// # Errors
+    ///
+    /// As for `load_with`; [`Error::Load`] with the reason that `memory` gives, [`Error::InvalidParameter`] for a load
+    /// mode other than [`LoadMode::Mmap`].
+    pub fn load_into(
+        backend: &Backend,
+        path: impl AsRef<Path>,
+        params: &ModelParams,
+        memory: impl ModelMemory + 'static,
+        progress: impl FnMut(f32) -> ControlFlow<()>,
+    ) -> Result<Model> {
+        if params.load_mode != LoadMode::Mmap {
+            return Err(Error::parameter(
+                "load_mode",
+                format!("{} does not use memory that is provided", params.load_mode),
+            ));
+        }
+        let memory = MemoryState::new(memory);
+        Model::load_files(backend, path.as_ref(), params, Some(memory), progress)
+    }
+
+    fn load_files(
+        _backend: &Backend,
+        path: &Path,
+        params: &ModelParams,
+        memory: Option<Pin<Box<MemoryState>>>,
+        progress: impl FnMut(f32) -> ControlFlow<()>,
+    ) -> Result<Model> {
         params.check()?;
         let files = gguf::ModelFiles::open(path)?;
         let watched = WatchedFiles::open(files.parts.iter().map(|part| part.path()))?;
         preflight::check(&files, params)?;
         let has_causal_attention = preflight::has_causal_attention(&files);
-        let inner = load_raw(path, &files, params, progress)?;
+        let inner = load_raw(path, &files, params, memory.as_ref(), progress)?;
         // llama.cpp opened the files by name a second time; they must still be the ones that were examined.
         watched.check_names()?;
-        Ok(Model {
+        let mut model = Model {
             inner,
+            memory,
             files,
             watched,
             params: params.clone(),
             has_causal_attention,
             loras: ModelLoras::new(),
-        })
+            needs_provider: false,
+        };
+        model.needs_provider =
+            model.memory.is_some() && model.weights().iter().any(|weight| weight.is_lazy);
+        Ok(model)
     }
 
     /// The C object. Valid while `self` lives.
@@ -160,6 +202,16 @@ impl Model {
     pub fn has_encoder(&self) -> bool {
         // SAFETY: the model is alive.
         unsafe { sys::llama_model_has_encoder(self.raw()) }
+    }
+
+    /// Whether some weights are nowhere but where a slice provider says.
+    pub(crate) fn needs_provider(&self) -> bool {
+        self.needs_provider
+    }
+
+    /// Whether the weights are in a mapping of the files.
+    pub(crate) fn is_mapped(&self) -> bool {
+        self.memory.is_none() && self.params.load_mode == LoadMode::Mmap
     }
 
     /// Whether a token sees only the tokens before it. Otherwise a batch must fit into one ubatch.
@@ -279,6 +331,7 @@ fn load_raw<F: FnMut(f32) -> ControlFlow<()>>(
     path: &Path,
     files: &gguf::ModelFiles,
     params: &ModelParams,
+    memory: Option<&Pin<Box<MemoryState>>>,
     report: F,
 ) -> Result<InnerModel> {
     let failed = |reason: String| Error::Load {
@@ -299,7 +352,7 @@ fn load_raw<F: FnMut(f32) -> ControlFlow<()>>(
         cancelled: false,
         start: 0.0,
     };
-    if params.prefetch == Prefetch::Selective && !params.vocab_only {
+    if params.prefetch == Prefetch::Selective && !params.vocab_only && memory.is_none() {
         let warmed = warm::dense(files, |fraction| {
             match progress.call(fraction * WARM_SHARE) {
                 true => ControlFlow::Continue(()),
@@ -333,12 +386,25 @@ fn load_raw<F: FnMut(f32) -> ControlFlow<()>>(
     raw.progress_callback = Some(on_progress::<F>);
     raw.progress_callback_user_data = std::ptr::from_mut(&mut progress).cast();
 
+    let interface = MemoryState::interface();
+    let (mapping, user_data) = memory.map_or((std::ptr::null(), std::ptr::null_mut()), |state| {
+        (std::ptr::from_ref(&interface), state.user_data())
+    });
+
     logs::clear_reasons();
     let mut model = std::ptr::null_mut();
     // SAFETY: `raw_paths` holds NUL-terminated names that outlive the call; `progress` outlives the call and is used
-    // only by it; the callback's type matches the user data.
+    // only by it; the callback's type matches the user data. llama.cpp copies the interface of the memory; its user data is
+    // pinned, and the caller keeps it until after the model is freed.
     let status = assertions::as_errors(|| unsafe {
-        sys::faultline_model_load(raw_paths.as_mut_ptr(), raw_paths.len(), raw, &mut model)
+        sys::faultline_model_load(
+            raw_paths.as_mut_ptr(),
+            raw_paths.len(),
+            raw,
+            mapping,
+            user_data,
+            &mut model,
+        )
     });
     // SAFETY: a model that llama.cpp returned is ours; a failed call leaves NULL.
     let inner = unsafe { InnerModel::from_raw(model) };
@@ -347,8 +413,14 @@ fn load_raw<F: FnMut(f32) -> ControlFlow<()>>(
     if let Some(failure) = progress.failure.take() {
         return Err(failure.into_error(None));
     }
+    if let Some(error) = memory.and_then(|state| state.take_error()) {
+        return Err(error);
+    }
     if progress.cancelled {
         return Err(Error::Cancelled);
+    }
+    if let Some(reason) = memory.and_then(|state| state.take_reason()) {
+        return Err(failed(reason));
     }
     match inner {
         Some(inner) if shim::is_ok(status) => Ok(inner),

@@ -18,6 +18,8 @@ pub struct LoadedWeight {
     pub address: usize,
     /// Bytes of its data.
     pub size_bytes: u64,
+    /// Whether operations read it where a [`SliceProvider`](crate::SliceProvider) says.
+    pub is_lazy: bool,
 }
 
 impl Model {
@@ -50,5 +52,6 @@ fn describe(tensor: *const sys::ggml_tensor) -> Option<LoadedWeight> {
         address: fields.data.expose_provenance(),
         // SAFETY: a valid tensor.
         size_bytes: unsafe { sys::ggml_nbytes(tensor) } as u64,
+        is_lazy: fields.flags as u32 & sys::GGML_TENSOR_FLAG_LAZY as u32 != 0,
     })
 }

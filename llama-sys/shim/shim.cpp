@@ -52,9 +52,11 @@ int32_t faultline_abi_version(void) {
     return llama_lazy_abi_v2();
 }
 
-int32_t faultline_model_load(const char ** paths, size_t n_paths, llama_model_params params, llama_model ** model) {
+int32_t faultline_model_load(
+        const char ** paths, size_t n_paths, llama_model_params params, const llama_model_mapping_i * mapping, void * user_data,
+        llama_model ** model) {
     return guarded([&]() -> int32_t {
-        llama_model * loaded = llama_model_load_from_splits(paths, n_paths, params);
+        llama_model * loaded = llama_model_load_from_splits_mapped(paths, n_paths, params, mapping, user_data);
         if (loaded == nullptr) {
             return fail(FAULTLINE_ERR_NULL, "the model could not be loaded");
         }

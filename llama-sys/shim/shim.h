@@ -33,8 +33,10 @@ const char * faultline_last_error(void);
  * a program that uses the shim does not link with any other. */
 int32_t faultline_abi_version(void);
 
-/* Wraps llama_model_load_from_splits: paths in the order of the parts, one path for a model in one file. */
-int32_t faultline_model_load(const char ** paths, size_t n_paths, struct llama_model_params params, struct llama_model ** model);
+/* Wraps llama_model_load_from_splits_mapped: paths in the order of the parts, one path for a model in one file. The mapping may be NULL. */
+int32_t faultline_model_load(
+        const char ** paths, size_t n_paths, struct llama_model_params params, const struct llama_model_mapping_i * mapping,
+        void * user_data, struct llama_model ** model);
 
 /* Wraps llama_init_from_model. */
 int32_t faultline_context_init(struct llama_model * model, struct llama_context_params params, struct llama_context ** context);

@@ -143,8 +143,15 @@ impl Advise {
     ///
     /// # Errors
     ///
-    /// [`Error::Io`] when a model file cannot be opened to ask about its pages.
+    /// [`Error::Io`] when a model file cannot be opened to ask about its pages; [`Error::InvalidParameter`] for a model
+    /// whose weights are not mapped.
     pub fn new(model: &Model) -> Result<Advise> {
+        if !model.is_mapped() {
+            return Err(Error::parameter(
+                "model",
+                "its weights are not in a mapping of its files, so there is nothing to advise the kernel about".to_owned(),
+            ));
+        }
         let files = model.files();
         let (groups, places) = layout::groups(files);
         let stream = Stream::new(files, &groups);

@@ -1,0 +1,2 @@
+//! Weights of a model within a memory budget.
+#![deny(missing_docs)]
