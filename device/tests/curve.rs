@@ -1,6 +1,6 @@
 //! Rates between measured points.
 
-use device::{CurveError, DeviceCurve, Point, Target};
+use device_curve::{CurveError, DeviceCurve, Point, Target};
 use proptest::prelude::*;
 
 fn point(request_bytes: u64, depth: u32, bytes_per_s: f64) -> Point {

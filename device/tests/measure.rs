@@ -4,8 +4,8 @@ use std::fs;
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use device::measure::{MeasureError, Options, Progress, Source, measure};
-use device::{DeviceCurve, Point};
+use device_curve::measure::{MeasureError, Options, Progress, Source, measure};
+use device_curve::{DeviceCurve, Point};
 
 /// A folder on the file system of the build's output, since the system's temporary folder may be in memory.
 fn folder() -> tempfile::TempDir {
