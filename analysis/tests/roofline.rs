@@ -61,8 +61,8 @@ fn near(left: f64, right: f64) {
 
 #[test]
 fn by_hand() {
-    // Belady with two slots of 10 MB: 0 1 2(for 1) 0 2 1(for either) 0 or 2: the misses are 0, 1, 2, 1 and the last one
-    // hits, if the slot of the other gives way.
+    // Two slots of 10 MB: 0 and 1 miss, 2 misses and takes the place of 1, 0 and 2 hit, 1 misses and takes the place of 0,
+    // which is not used again, 2 hits.
     let trace = trace(&[0, 1, 2, 0, 2, 1, 2]);
     let workload = Workload::from_routing(&trace, Window::default(), Some(10 * MB)).unwrap();
     // 40 MB for 7 tokens at 1 GB/s are 40/7 ms.

@@ -58,7 +58,7 @@ fn every_pair_is_measured_with_both_engines_and_no_file_stays() {
     for io_uring in [true, false] {
         options.io_uring = io_uring;
         let mut steps = Vec::new();
-        let source = temporary(folder.path(), 64 << 20);
+        let source = temporary(folder.path(), 128 << 20);
         let curve = measure(&source, &options, &mut |step| steps.push(step), &|| false).unwrap();
         let places: Vec<_> = curve
             .points
@@ -79,7 +79,7 @@ fn every_pair_is_measured_with_both_engines_and_no_file_stays() {
         curves.push(curve);
     }
     assert!(curves[1].target.engine.contains("pread"));
-    // Ranges of 4 MiB were read twice, where the page cache was passed by.
+    // Ranges of 8 MiB were read twice, where the page cache was passed by.
     assert_eq!(curves[1].host_cache.is_some(), curves[1].target.direct);
 }
 

@@ -1,12 +1,12 @@
 //! Whether something behind the device remembers what was read, such as the host of a virtual machine.
 
-use super::{LARGE_DEPTH, MeasureError, Measurement, Permutation, mix, stats};
+use super::{MeasureError, Measurement, Permutation, mix, stats};
 use crate::CacheCheck;
 
 const N_RANGES: u64 = 8;
 const RANGE_MAX_BYTES: u64 = 32 << 20;
 /// Smaller ranges are over before the queue is full.
-const RANGE_MIN_BYTES: u64 = 4 << 20;
+const RANGE_MIN_BYTES: u64 = 8 << 20;
 /// A range that is read again is this much faster if it comes from a cache.
 const RATIO: f64 = 1.25;
 
@@ -19,8 +19,7 @@ impl Measurement<'_> {
         let range_bytes = (self.place.size_bytes / (2 * N_RANGES)).min(RANGE_MAX_BYTES)
             / self.large_bytes
             * self.large_bytes;
-        if range_bytes < RANGE_MIN_BYTES || range_bytes < self.large_bytes * u64::from(LARGE_DEPTH)
-        {
+        if range_bytes < RANGE_MIN_BYTES {
             self.place.notes.push(format!(
                 "the file is too small to find out whether something behind the device remembers what was read: that takes \
                  {N_RANGES} ranges of {RANGE_MIN_BYTES} bytes that lie apart"
