@@ -14,7 +14,7 @@ use super::{Failure, Read};
 const BUFFER_ALIGN_BYTES: usize = 4096;
 
 pub(super) enum Engine {
-    Ring(Ring),
+    Ring(Box<Ring>),
     Threads { file: File, region: Region },
 }
 
@@ -30,7 +30,7 @@ impl Engine {
             return (Engine::Threads { file, region }, None);
         }
         match Ring::new(file, region, depth_max) {
-            Ok(ring) => (Engine::Ring(ring), None),
+            Ok(ring) => (Engine::Ring(Box::new(ring)), None),
             Err((file, region, error)) => {
                 let note = format!(
                     "io_uring is refused ({error}), so each request is a thread's pread, which costs more at large depths; \

@@ -71,3 +71,43 @@ impl Measurement<'_> {
         Ok(expected)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::place::Place;
+    use super::super::ring::Region;
+    use super::*;
+    use crate::measure::Options;
+
+    #[test]
+    fn wrong_bytes_are_found_by_both_engines() {
+        let folder = tempfile::tempdir().unwrap();
+        let source = Source::Temporary {
+            folder: folder.path().to_owned(),
+            size_bytes: 1 << 20,
+        };
+        for (io_uring, seed, right) in [(true, 1, true), (true, 2, false), (false, 2, false)] {
+            let mut region = Region::new(8 << 20).unwrap();
+            let file = content::temporary(folder.path(), 1 << 20, 1, &|| false).unwrap();
+            let place = Place::temporary(file, folder.path(), &mut region).unwrap();
+            let options = Options {
+                sizes: vec![4096],
+                depths: vec![4],
+                seconds: 1.0,
+                repetitions: 5,
+                seed,
+                warm_up: false,
+                io_uring,
+            };
+            let mut measurement =
+                Measurement::new(place, &source, options, region, &|| false).unwrap();
+            match measurement.verify() {
+                Ok(()) => assert!(right),
+                Err(MeasureError::Wrong { request_bytes, .. }) => {
+                    assert_eq!((request_bytes, right), (4096, false));
+                }
+                Err(error) => panic!("{error}"),
+            }
+        }
+    }
+}
