@@ -1,7 +1,8 @@
 //! Answers from GGUF files, access logs and routing traces.
 //!
 //! [`map`] is the structure of a model's files; [`log`] reads an access log as rows that name tensor, slice,
-//! place and token; [`export`] writes those rows as CSV, Parquet or a Chrome trace.
+//! place and token; [`export`] writes those rows as CSV, Parquet or a Chrome trace. [`simulate`] plays what was used
+//! through caches, and [`roofline`] says which speed a budget permits at most.
 //!
 //! Nothing here links llama.cpp, and logs are streamed: they may be larger than memory.
 #![deny(missing_docs)]
@@ -11,6 +12,7 @@ pub mod export;
 pub mod log;
 pub mod map;
 mod output;
+pub mod roofline;
 pub mod routing;
 pub mod simulate;
 mod text;

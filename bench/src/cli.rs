@@ -1,10 +1,14 @@
 //! The command line.
 
+mod device;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
 use clap::{Args, Parser, Subcommand};
+
+pub(crate) use device::{DeviceArgs, RooflineArgs};
 
 use crate::host;
 use crate::limit::LimitBy;
@@ -26,6 +30,7 @@ EXAMPLES:
   bench make-model --shape gpt-oss-20b -o gpt-oss-20b.gguf
   bench overhead -m model.gguf --llama-bench path/to/llama-bench
   bench trace-cost -m model.gguf
+  bench device -m model.gguf
 
 Sizes: K, M, G and KiB, MiB, GiB are powers of 1024; KB, MB, GB are powers of 1000.
 
@@ -54,6 +59,10 @@ pub(crate) enum Command {
     Overhead(OverheadArgs),
     /// Measure what recording every access costs, and what the hooks cost while nothing is recorded
     TraceCost(TraceCostArgs),
+    /// Measure random reads of the model's file system by request size and queue depth
+    Device(DeviceArgs),
+    /// The speed that no engine exceeds within a budget, from a routing trace or log, a device curve and a step in memory
+    Roofline(RooflineArgs),
     /// The process that decodes blocks for trace-cost
     #[command(hide = true)]
     Blocks {

@@ -5,6 +5,7 @@ mod cache;
 mod cgroup;
 mod cli;
 mod device;
+mod device_curve;
 mod host;
 mod interrupt;
 mod limit;
@@ -20,6 +21,7 @@ mod readahead;
 mod record;
 mod residency;
 mod results;
+mod roofline;
 mod routing;
 mod runner;
 mod sample;
@@ -69,6 +71,8 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Some(Command::MakeModel(args)) => models::make(&args).map(|()| ExitCode::SUCCESS),
         Some(Command::Overhead(args)) => overhead::run(&args).map(|()| ExitCode::SUCCESS),
         Some(Command::TraceCost(args)) => trace_cost::run(&args).map(|()| ExitCode::SUCCESS),
+        Some(Command::Device(args)) => device_curve::run(&args).map(|()| ExitCode::SUCCESS),
+        Some(Command::Roofline(args)) => roofline::run(&args).map(|()| ExitCode::SUCCESS),
         Some(Command::Worker { .. } | Command::Blocks { .. }) => {
             unreachable!("handled before a signal handler is installed")
         }

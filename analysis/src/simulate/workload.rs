@@ -136,6 +136,24 @@ impl Workload {
         })
     }
 
+    /// The same uses of slices that have these sizes, one for each of [`Workload::layers`].
+    ///
+    /// # Panics
+    ///
+    /// If there are not as many sizes as layers.
+    pub fn with_layer_bytes(mut self, layer_bytes: &[u64]) -> Workload {
+        assert_eq!(
+            layer_bytes.len(),
+            self.layers.len(),
+            "a size for each layer"
+        );
+        for slice in &mut self.slices {
+            slice.size_bytes = layer_bytes[slice.layer as usize];
+        }
+        self.has_sizes = true;
+        self
+    }
+
     /// The slices, ordered by layer.
     pub fn slices(&self) -> &[SliceInfo] {
         &self.slices
