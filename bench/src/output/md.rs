@@ -426,7 +426,7 @@ fn ratio(summary: Option<Summary>) -> String {
 
 fn notes(report: &Report) -> String {
     let mut notes = vec![
-        "Medians with 95 % bootstrap intervals; ratios are paired within a repetition and against the first row of equal \
+        "Medians with intervals of at least 95 %; ratios are paired within a repetition and against the first row of equal \
          conditions. Times from process start; `read` is what the process itself had fetched from storage."
             .to_string(),
     ];
