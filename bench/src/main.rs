@@ -18,6 +18,7 @@ mod procfs;
 mod protocol;
 mod readahead;
 mod record;
+mod report;
 mod residency;
 mod results;
 mod routing;
@@ -67,6 +68,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Some(Command::Worker { .. }) => {
             unreachable!("handled before a signal handler is installed")
         }
+        Some(Command::Report(args)) => report::run(&args).map(|()| ExitCode::SUCCESS),
         None => measure::run(&cli.run),
     }
 }
