@@ -216,6 +216,10 @@ pub(crate) struct ReportArgs {
     /// `raw` in a file's name stands before `setup` too
     #[arg(required = true, value_name = "FILES")]
     pub(crate) files: Vec<PathBuf>,
+    /// The speeds that no engine exceeds within the rows' budgets: a JSON array of objects with `budget_bytes` (null: no limit) and
+    /// `tokens_per_s`, as `bench roofline -o json` prints it. Rows then state their share
+    #[arg(long, value_name = "FILE")]
+    pub(crate) bounds: Option<PathBuf>,
     /// Format [default: html if --output names such a file, otherwise md]
     #[arg(short = 'o', long, value_enum)]
     pub(crate) format: Option<ReportFormat>,

@@ -285,6 +285,19 @@ impl Report {
         stats::paired_ratio(&reference_ns, &own_ns)
     }
 
+    /// The speed of decoding as a share of what no engine exceeds under the row's conditions, where the runs state that.
+    pub(crate) fn share_of_bound(&self, index: usize) -> Option<Summary> {
+        let tokens_per_s = self.tokens_per_s(Test::Decode);
+        let shares: Vec<f64> = self.rows[index]
+            .good()
+            .filter_map(|run| {
+                let bound_ts = run.bound_ts.filter(|bound_ts| *bound_ts > 0.0)?;
+                Some(tokens_per_s(run.figures.as_ref()?)? / bound_ts)
+            })
+            .collect();
+        Summary::of(&shares)
+    }
+
     /// Pairs of rows of equal conditions whose speeds in a test the machine was too noisy to tell apart, with the ratio of the second's to
     /// the first's.
     pub(crate) fn not_told_apart(&self, test: Test) -> Vec<(usize, usize, Summary)> {

@@ -27,6 +27,9 @@ pub(crate) fn tables(report: &Report) -> Vec<(&'static str, Table)> {
     if report.setup.n_gen > 0 {
         tables.push(("Single tokens", steps(report)));
     }
+    if (0..report.rows.len()).any(|index| report.share_of_bound(index).is_some()) {
+        tables.push(("Share of the bound", bound(report)));
+    }
     tables.push(("Times", times(report)));
     tables.push(("Memory and device", memory(report)));
     tables
@@ -336,6 +339,25 @@ fn steps(report: &Report) -> Table {
         }
         cells
     })
+}
+
+/// The speed of decoding beside the one that no engine exceeds.
+fn bound(report: &Report) -> Table {
+    by_row(
+        report,
+        &["bound t/s", "share of the bound [95 %]"],
+        |index, result| {
+            let bound_ts = result.good().find_map(|run| run.bound_ts);
+            let share = report.share_of_bound(index);
+            vec![
+                bound_ts.map_or("-".into(), |ts| format!("{ts:.2}")),
+                share.map_or("-".into(), |s| {
+                    let [median, lo, hi] = [s.median, s.lo, s.hi].map(|share| share * 100.0);
+                    format!("{median:.1} % [{lo:.1}, {hi:.1}]")
+                }),
+            ]
+        },
+    )
 }
 
 /// What loading cost in time: a row for each row of the report.

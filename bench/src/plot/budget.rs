@@ -4,7 +4,7 @@ use figures::{Axis, Chart, Layer, Panel, Series, Shape, Unit};
 
 use super::{Numbers, conditions, kind_label, model_words};
 use crate::record::Figures;
-use crate::results::{Report, RowResult, Test};
+use crate::results::Report;
 use crate::size::format_bytes;
 use crate::stats::Summary;
 
@@ -17,8 +17,8 @@ pub(super) fn speed(report: &Report, id: &str) -> Option<Chart> {
         .into_iter()
         .filter_map(|test| {
             let title = format!("{}, tokens/s", report.test_name(test));
-            panel(report, &title, "tokens/s", Unit::Plain, |result| {
-                result.summary(report.tokens_per_s(test))
+            panel(report, &title, "tokens/s", Unit::Plain, |index| {
+                report.rows[index].summary(report.tokens_per_s(test))
             })
         })
         .collect();
@@ -41,8 +41,8 @@ pub(super) fn memory(report: &Report, id: &str) -> Option<Chart> {
     let panels = figures
         .into_iter()
         .filter_map(|(title, figure)| {
-            let mut panel = panel(report, title, "bytes", Unit::Bytes, |result| {
-                result.summary(figure)
+            let mut panel = panel(report, title, "bytes", Unit::Bytes, |index| {
+                report.rows[index].summary(figure)
             })?;
             let file_bytes = report.setup.model.file_bytes;
             panel.guides = vec![(
@@ -62,18 +62,7 @@ pub(super) fn share_of_bound(report: &Report, id: &str) -> Option<Chart> {
         "share of the bound",
         "share",
         Unit::Percent,
-        |result| {
-            let shares: Vec<f64> = result
-                .good()
-                .filter_map(|run| {
-                    let speed = report.tokens_per_s(Test::Decode)(run.figures.as_ref()?)?;
-                    run.bound_ts
-                        .filter(|bound| *bound > 0.0)
-                        .map(|bound| speed / bound)
-                })
-                .collect();
-            Summary::of(&shares)
-        },
+        |index| report.share_of_bound(index),
     )?;
     chart(report, id, "Share of the bound", vec![panel])
 }
@@ -95,15 +84,15 @@ fn panel(
     title: &str,
     y_name: &str,
     unit: Unit,
-    summary: impl Fn(&RowResult) -> Option<Summary>,
+    summary: impl Fn(usize) -> Option<Summary>,
 ) -> Option<Panel> {
     let places = Places::of(report);
     let mut lines = Numbers::default();
     let mut series: Vec<Series> = Vec::new();
     let mut points: Vec<Vec<(f64, Summary)>> = Vec::new();
     let mut top = 0.0f64;
-    for result in &report.rows {
-        let Some(summary) = summary(result) else {
+    for (index, result) in report.rows.iter().enumerate() {
+        let Some(summary) = summary(index) else {
             continue;
         };
         let row = &result.row;

@@ -1,5 +1,6 @@
 //! `bench report`: the raw samples of one or more runs as Markdown or as one web page.
 
+mod bounds;
 mod page;
 mod raw;
 mod twins;
@@ -25,10 +26,13 @@ struct Run {
 
 /// Reads what `args` name and writes it in the format that is asked for.
 pub(crate) fn run(args: &ReportArgs) -> Result<()> {
-    let runs = raw::files(&args.files)?
+    let mut runs = raw::files(&args.files)?
         .iter()
         .map(|path| raw::read(path))
         .collect::<Result<Vec<_>>>()?;
+    if let Some(path) = &args.bounds {
+        bounds::add(path, &mut runs)?;
+    }
     let by_name = || {
         let extension = args.output.as_ref()?.extension()?.to_str()?;
         ["html", "htm"]
