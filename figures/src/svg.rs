@@ -135,7 +135,8 @@ fn draw_panel(svg: &mut String, panel: &Panel, name: &str, left: f64, top: f64) 
         area.width + 6.0,
         area.height + 12.0
     );
-    for (place, series) in panel.series.iter().enumerate() {
+    let mut legend_top = top + 8.0;
+    for series in &panel.series {
         let _ = writeln!(svg, "<g class=\"c{}\">", series.colour % COLOURS.len());
         let _ = writeln!(svg, "<g clip-path=\"url(#{name})\">");
         for layer in &series.layers {
@@ -143,12 +144,8 @@ fn draw_panel(svg: &mut String, panel: &Panel, name: &str, left: f64, top: f64) 
         }
         svg.push_str("</g>\n");
         if panel.legend {
-            legend(
-                svg,
-                series,
-                area.right() + guide + 18.0,
-                top + 8.0 + place as f64 * 34.0,
-            );
+            legend(svg, series, area.right() + guide + 18.0, legend_top);
+            legend_top += if series.note.is_empty() { 22.0 } else { 34.0 };
         }
         svg.push_str("</g>\n");
     }

@@ -21,7 +21,10 @@ pub(super) fn render(runs: &[Run]) -> String {
         body.push_str("</nav>\n");
     }
     body.push_str("<h2>Set-ups</h2>\n<p>Compare rows of one run only: a machine gives different speeds from one hour to the next.</p>\n");
-    body.push_str(&setups(runs).html());
+    body.push_str(&format!(
+        "<div class=\"wrap\">\n{}</div>\n",
+        setups(runs).html()
+    ));
     body.push_str(&list(&twins::lines(runs)));
     for (index, run) in runs.iter().enumerate() {
         body.push_str(&section(run, index));
