@@ -1,5 +1,6 @@
 //! The page cache before a run: emptied and verified empty, or filled and verified full.
 
+use std::borrow::Cow;
 use std::fs::{self, File};
 use std::io::Read as _;
 use std::os::unix::fs::MetadataExt as _;
@@ -8,7 +9,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
 use rustix::fs::Advice;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::interrupt;
 use crate::procfs;
@@ -16,12 +17,12 @@ use crate::residency;
 use crate::size::format_bytes;
 
 /// How the page cache was brought into its state, and what it held then.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Prepared {
     /// Resident bytes of the model's files just before the process was started.
     pub(crate) resident_bytes: u64,
     /// What was needed for it.
-    pub(crate) method: &'static str,
+    pub(crate) method: Cow<'static, str>,
 }
 
 /// How often a state is tried: another process may read or drop the same files in the meantime.
@@ -36,14 +37,14 @@ pub(crate) fn make_cold(files: &[PathBuf]) -> Result<Prepared> {
         if resident(files)? == 0 {
             return Ok(Prepared {
                 resident_bytes: 0,
-                method: "fadvise",
+                method: "fadvise".into(),
             });
         }
     }
     let dropped = fs::write("/proc/sys/vm/drop_caches", "1").is_ok();
     Ok(Prepared {
         resident_bytes: resident(files)?,
-        method: if dropped { "drop_caches" } else { "fadvise" },
+        method: if dropped { "drop_caches" } else { "fadvise" }.into(),
     })
 }
 
@@ -82,7 +83,7 @@ pub(crate) fn make_warm(files: &[PathBuf]) -> Result<Prepared> {
         if resident_bytes == total {
             return Ok(Prepared {
                 resident_bytes,
-                method: "read",
+                method: "read".into(),
             });
         }
     }
@@ -100,7 +101,7 @@ pub(crate) fn keep_warm(files: &[PathBuf]) -> Result<Prepared> {
     if resident_bytes == total_len(files)? {
         return Ok(Prepared {
             resident_bytes,
-            method: "kept",
+            method: "kept".into(),
         });
     }
     make_warm(files)

@@ -27,6 +27,7 @@ EXAMPLES:
   bench -m model.gguf --prefetch=all --budget 7000MB --readahead 128KiB,8MiB
   bench -m gpt-oss-20b.gguf --prefetch=selective --baseline stock --routing traces/gpqa.routes.u8 --budget 50% \
       --decode-seconds 20
+  bench report runs/first runs/second/raw.jsonl --output report.html
   bench make-model --shape gpt-oss-20b -o gpt-oss-20b.gguf
   bench overhead -m model.gguf --llama-bench path/to/llama-bench
   bench trace-cost -m model.gguf
@@ -55,6 +56,8 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Write a model with random weights in the shape of a real one
     MakeModel(MakeModelArgs),
+    /// Show the raw samples of runs as Markdown or as a web page with plots
+    Report(ReportArgs),
     /// Compare the wrapper's decode speed with the patched llama-bench's, in alternating pairs
     Overhead(OverheadArgs),
     /// Measure what recording every access costs, and what the hooks cost while nothing is recorded
@@ -151,6 +154,9 @@ pub(crate) struct RunArgs {
     /// A file for the steps of every run, as CSV: time, CPU time, bytes read and page faults of each token
     #[arg(long, value_name = "FILE")]
     pub(crate) steps: Option<PathBuf>,
+    /// Every row twice: by how much a row differs from itself shows what the machine can tell apart
+    #[arg(long)]
+    pub(crate) twice: bool,
     /// Format on standard output; progress goes to standard error
     #[arg(short, long, value_enum, default_value_t = Format::Md)]
     pub(crate) output: Format,
@@ -220,6 +226,31 @@ pub(crate) struct MakeModelArgs {
     /// No progress on standard error
     #[arg(short, long)]
     pub(crate) quiet: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ReportArgs {
+    /// Files raw.jsonl (also compressed: raw.jsonl.gz) with setup.json beside them, or folders that hold such files. What stands before
+    /// `raw` in a file's name stands before `setup` too
+    #[arg(required = true, value_name = "FILES")]
+    pub(crate) files: Vec<PathBuf>,
+    /// The speeds that no engine exceeds within the rows' budgets: a JSON array of objects with `budget_bytes` (null: no limit) and
+    /// `tokens_per_s`, as `bench roofline -o json` prints it. Rows then state their share
+    #[arg(long, value_name = "FILE")]
+    pub(crate) bounds: Option<PathBuf>,
+    /// Format [default: html if --output names such a file, otherwise md]
+    #[arg(short = 'o', long, value_enum)]
+    pub(crate) format: Option<ReportFormat>,
+    /// The file to write [default: standard output]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) output: Option<PathBuf>,
+}
+
+/// Format of `bench report`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum ReportFormat {
+    Md,
+    Html,
 }
 
 #[derive(Debug, Args)]

@@ -5,14 +5,14 @@ use std::fs;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::device::{self, BlockDevice};
 use crate::procfs;
 use crate::readahead;
 
 /// The machine and the file system of the model.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Host {
     pub(crate) cpu: String,
     /// Cores that can be used, without their second hardware threads.

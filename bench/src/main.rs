@@ -19,6 +19,7 @@ mod procfs;
 mod protocol;
 mod readahead;
 mod record;
+mod report;
 mod residency;
 mod results;
 mod roofline;
@@ -76,6 +77,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Some(Command::Worker { .. } | Command::Blocks { .. }) => {
             unreachable!("handled before a signal handler is installed")
         }
+        Some(Command::Report(args)) => report::run(&args).map(|()| ExitCode::SUCCESS),
         None => measure::run(&cli.run),
     }
 }

@@ -45,7 +45,13 @@ pub(crate) fn run(args: &RunArgs) -> Result<ExitCode> {
         })
         .transpose()?;
     let steps = args.steps.as_deref().map(StepsFile::create).transpose()?;
-    let rows = plan.axes.rows();
+    let mut rows = plan.axes.rows();
+    if args.twice {
+        rows = rows
+            .into_iter()
+            .flat_map(|row| [row.clone(), row])
+            .collect();
+    }
     let limiter = rows
         .iter()
         .any(|row| row.budget_bytes.is_some())
@@ -192,7 +198,7 @@ impl Bench {
     fn setup(&self, files: &gguf::ModelFiles) -> Setup {
         let footprint = files.dense_sparse();
         Setup {
-            bench_version: env!("CARGO_PKG_VERSION"),
+            bench_version: env!("CARGO_PKG_VERSION").into(),
             host: Host::of_model(&self.model),
             model: ModelSetup {
                 filename: self.model.file_name().map_or_else(
@@ -351,6 +357,7 @@ impl Bench {
             page_cache: prepared.page_cache,
             readahead_bytes: device.and_then(|device| readahead::current_bytes(device).ok()),
             cgroup_peak_bytes,
+            bound_ts: None,
             disk_read_bytes: disk_before
                 .zip(disk_after)
                 .map(|(before, after)| after.saturating_sub(before)),

@@ -40,7 +40,7 @@ fn parse_statm(text: &str, page_bytes: u64) -> Option<Rss> {
 }
 
 /// The kernel's account of a process's resident memory, in bytes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub(crate) struct Status {
     /// Highest resident size so far, file and anonymous together.
     pub(crate) peak_bytes: u64,

@@ -68,6 +68,7 @@ pub(crate) struct Outcome {
     /// Duration of each single-token decode. Sampling and fingerprints are outside.
     pub(crate) step_ns: Vec<u64>,
     /// Counters of the same decodes.
+    #[serde(default)]
     pub(crate) steps: StepCounters,
     /// Duration of the whole decode loop; equals llama-bench's measure with [`TokenSource::LlamaBench`].
     ///
@@ -105,6 +106,7 @@ pub(crate) struct Fingerprint {
     pub(crate) tokens: String,
     pub(crate) logits: String,
     /// The digest of the logits so far after each step, so that runs of different lengths can be compared.
+    #[serde(default)]
     pub(crate) after: Vec<String>,
 }
 

@@ -1,6 +1,6 @@
 //! One run as it is kept: a line of `raw.jsonl`.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::cache::Prepared;
 use crate::procfs::{self, Rss};
@@ -10,8 +10,12 @@ use crate::runner::{End, Watched};
 use crate::sample::Sample;
 use crate::spec::{CacheState, Row};
 
+/// Of the lines of `raw.jsonl`, in their field `schema`. Lines without the field are of schema 1, which knew our own program only and had
+/// neither counters of single steps nor digests after each of them. A field that is new and may be missing is no new schema.
+pub(crate) const SCHEMA: u32 = 2;
+
 /// Whether a run counts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum RunStatus {
     Ok,
@@ -24,7 +28,7 @@ pub(crate) enum RunStatus {
 }
 
 /// Everything about one run.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct RunRecord {
     /// Index of the row in the report.
     pub(crate) row_index: usize,
@@ -44,6 +48,9 @@ pub(crate) struct RunRecord {
     pub(crate) readahead_bytes: Option<u64>,
     /// The memory group's own highest charge.
     pub(crate) cgroup_peak_bytes: Option<u64>,
+    /// Tokens per second that no way of decoding could exceed under the row's conditions, where that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) bound_ts: Option<f64>,
     /// Bytes that anyone read from the device during the run: a check of `device_bytes`, which is the process's own.
     pub(crate) disk_read_bytes: Option<u64>,
     /// CPU time that the host took from this machine during the run, all CPUs.
@@ -57,7 +64,7 @@ pub(crate) struct RunRecord {
 }
 
 /// What one run measured.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Figures {
     /// What another program does not tell is `None`.
     pub(crate) load_ms: Option<f64>,
@@ -66,6 +73,7 @@ pub(crate) struct Figures {
     pub(crate) prompt_ns: Option<u64>,
     /// All single-token decodes together, and how many they were.
     pub(crate) decode_ns: Option<u64>,
+    #[serde(default)]
     pub(crate) n_decoded: usize,
     pub(crate) load_device_bytes: Option<u64>,
     pub(crate) device_bytes: Option<u64>,
@@ -306,7 +314,7 @@ pub(crate) mod tests {
     fn a_run_that_was_not_cold_does_not_count() {
         let dirty = Prepared {
             resident_bytes: 4096,
-            method: "fadvise",
+            method: "fadvise".into(),
         };
         let end = End::Complete(Box::new(outcome(1)));
         let (status, reason) = judge(&row(Mode::Eager), &dirty, &end, 0);

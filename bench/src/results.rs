@@ -1,6 +1,8 @@
 //! From runs to rows: what is printed and written.
 
-use serde::Serialize;
+use std::borrow::Cow;
+
+use serde::{Deserialize, Serialize};
 
 use crate::host::Host;
 use crate::protocol::{BuildFacts, Fingerprint, ModelFacts};
@@ -9,9 +11,9 @@ use crate::spec::{FlashAttn, Row};
 use crate::stats::{self, Summary};
 
 /// What was set and where it ran: the same for all rows.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Setup {
-    pub(crate) bench_version: &'static str,
+    pub(crate) bench_version: Cow<'static, str>,
     pub(crate) host: Host,
     pub(crate) model: ModelSetup,
     pub(crate) n_prompt: u32,
@@ -34,7 +36,7 @@ pub(crate) struct Setup {
 }
 
 /// The part of a routing trace that the runs replay.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct RoutingSetup {
     /// Without folders; `own` for the model's own choices with the replay's interruptions.
     pub(crate) name: String,
@@ -47,7 +49,7 @@ pub(crate) struct RoutingSetup {
 }
 
 /// The model's files.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct ModelSetup {
     /// As given, without folders that say nothing about the model.
     pub(crate) filename: String,
@@ -203,13 +205,21 @@ impl Report {
         index: usize,
         figure: impl Fn(&Figures) -> Option<f64>,
     ) -> Option<Summary> {
-        let row = &self.rows[index];
-        if row.reference == index {
-            return None;
-        }
+        let reference = self.rows[index].reference;
+        (reference != index)
+            .then(|| self.ratio_to(index, reference, figure))
+            .flatten()
+    }
+
+    fn ratio_to(
+        &self,
+        index: usize,
+        reference: usize,
+        figure: impl Fn(&Figures) -> Option<f64>,
+    ) -> Option<Summary> {
         stats::paired_ratio(
-            &row.series(&figure),
-            &self.rows[row.reference].series(&figure),
+            &self.rows[index].series(&figure),
+            &self.rows[reference].series(&figure),
         )
     }
 
@@ -240,10 +250,17 @@ impl Report {
     /// Ratio of the speeds of a test to those of the row's reference, as [`ratio`](Report::ratio). Of decoding only as many tokens as both
     /// runs of a pair computed: a run that was cut short had fewer tokens in which to fill its caches.
     pub(crate) fn speed_ratio(&self, index: usize, test: Test) -> Option<Summary> {
+        let reference = self.rows[index].reference;
+        (reference != index)
+            .then(|| self.speed_ratio_to(index, reference, test))
+            .flatten()
+    }
+
+    fn speed_ratio_to(&self, index: usize, reference_index: usize, test: Test) -> Option<Summary> {
         let row = &self.rows[index];
-        let reference = &self.rows[row.reference];
-        if test == Test::Prompt || row.reference == index {
-            return self.ratio(index, self.tokens_per_s(test));
+        let reference = &self.rows[reference_index];
+        if test == Test::Prompt {
+            return self.ratio_to(index, reference_index, self.tokens_per_s(test));
         }
         let steps_ns = |result: &RowResult, repetition: usize| -> Option<Vec<u64>> {
             let run = result.runs.get(repetition)?.as_ref()?;
@@ -263,9 +280,40 @@ impl Report {
             .unzip();
         if own_ns.iter().all(Option::is_none) {
             // Another program, which tells its speed only.
-            return self.ratio(index, self.tokens_per_s(test));
+            return self.ratio_to(index, reference_index, self.tokens_per_s(test));
         }
         stats::paired_ratio(&reference_ns, &own_ns)
+    }
+
+    /// The speed of decoding as a share of what no engine exceeds under the row's conditions, where the runs state that.
+    pub(crate) fn share_of_bound(&self, index: usize) -> Option<Summary> {
+        let tokens_per_s = self.tokens_per_s(Test::Decode);
+        let shares: Vec<f64> = self.rows[index]
+            .good()
+            .filter_map(|run| {
+                let bound_ts = run.bound_ts.filter(|bound_ts| *bound_ts > 0.0)?;
+                Some(tokens_per_s(run.figures.as_ref()?)? / bound_ts)
+            })
+            .collect();
+        Summary::of(&shares)
+    }
+
+    /// Pairs of rows of equal conditions whose speeds in a test the machine was too noisy to tell apart, with the ratio of the second's to
+    /// the first's.
+    pub(crate) fn not_told_apart(&self, test: Test) -> Vec<(usize, usize, Summary)> {
+        let mut pairs = Vec::new();
+        for second in 0..self.rows.len() {
+            for first in 0..second {
+                if !self.rows[first].row.same_conditions(&self.rows[second].row) {
+                    continue;
+                }
+                let ratio = self.speed_ratio_to(second, first, test);
+                if let Some(ratio) = ratio.filter(|ratio| !ratio.differs_from_one()) {
+                    pairs.push((first, second, ratio));
+                }
+            }
+        }
+        pairs
     }
 
     /// Whether a run of a row ended by the time limit, before its last token.
@@ -350,10 +398,11 @@ pub(crate) mod tests {
             reason: None,
             page_cache: Prepared {
                 resident_bytes: 0,
-                method: "fadvise",
+                method: "fadvise".into(),
             },
             readahead_bytes: Some(128 << 10),
             cgroup_peak_bytes: None,
+            bound_ts: None,
             disk_read_bytes: Some(1000),
             steal_ms: Some(0),
             figures: Figures::of(&watched, &outcome(load_ms), None),
@@ -367,7 +416,7 @@ pub(crate) mod tests {
     /// Eager loads in 100, 110, 120 ms, selective in half of that.
     pub(crate) fn report() -> Report {
         let setup = Setup {
-            bench_version: "0.1.0",
+            bench_version: "0.1.0".into(),
             host: Host {
                 cpu: "CPU <&>".into(),
                 cores: 2,

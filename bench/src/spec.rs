@@ -78,10 +78,11 @@ impl FromStr for Modes {
 }
 
 /// Which program is measured.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Engine {
     /// This project's wrapper around the patched llama.cpp.
+    #[default]
     Faultline,
     /// The same llama.cpp without patches, in a program that uses nothing but its C interface.
     Stock(LoadMode),
@@ -202,6 +203,7 @@ impl FlashAttn {
 /// One row of the results: everything that distinguishes it from the others.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Row {
+    #[serde(default)]
     pub(crate) engine: Engine,
     /// What happens at load. Stock and other programs read everything.
     pub(crate) mode: Mode,

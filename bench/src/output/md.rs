@@ -1,5 +1,6 @@
 //! Markdown: the set-up, llama-bench's table, and tables of what loading cost in time, memory and device bytes.
 
+use super::table::Table;
 use crate::protocol::BuildFacts;
 use crate::results::{Report, RowResult, Setup, Test};
 use crate::size::{GIB, MIB, format_bytes};
@@ -9,18 +10,29 @@ use crate::stats::{self, Summary};
 pub(super) fn render(report: &Report) -> String {
     let mut text = header(report);
     text.push('\n');
-    text.push_str(&speed(report).render());
-    text.push('\n');
-    if report.setup.n_gen > 0 {
-        text.push_str(&steps(report).render());
+    for (_, table) in tables(report) {
+        text.push_str(&table.markdown());
         text.push('\n');
     }
-    text.push_str(&times(report).render());
-    text.push('\n');
-    text.push_str(&memory(report).render());
-    text.push('\n');
-    text.push_str(&notes(report));
+    for note in notes(report) {
+        text.push_str(&note);
+        text.push('\n');
+    }
     text
+}
+
+/// Every table of a report with what it is about.
+pub(crate) fn tables(report: &Report) -> Vec<(&'static str, Table)> {
+    let mut tables = vec![("Speed", speed(report))];
+    if report.setup.n_gen > 0 {
+        tables.push(("Single tokens", steps(report)));
+    }
+    if (0..report.rows.len()).any(|index| report.share_of_bound(index).is_some()) {
+        tables.push(("Share of the bound", bound(report)));
+    }
+    tables.push(("Times", times(report)));
+    tables.push(("Memory and device", memory(report)));
+    tables
 }
 
 /// The resolved set-up, a line for each fact.
@@ -144,7 +156,7 @@ fn short_features(text: &str) -> String {
 }
 
 /// The distinct values of a property of the rows, in their order.
-fn distinct(report: &Report, value: impl Fn(&Row) -> String) -> String {
+pub(crate) fn distinct(report: &Report, value: impl Fn(&Row) -> String) -> String {
     let mut values: Vec<String> = Vec::new();
     for result in &report.rows {
         let value = value(&result.row);
@@ -155,7 +167,8 @@ fn distinct(report: &Report, value: impl Fn(&Row) -> String) -> String {
     values.join(", ")
 }
 
-fn readaheads(report: &Report) -> String {
+/// The readaheads of the rows, the device's own where none is set.
+pub(crate) fn readaheads(report: &Report) -> String {
     let unchanged = report.setup.host.readahead_bytes;
     distinct(report, |row| {
         row.readahead_bytes
@@ -328,6 +341,25 @@ fn steps(report: &Report) -> Table {
     })
 }
 
+/// The speed of decoding beside the one that no engine exceeds.
+fn bound(report: &Report) -> Table {
+    by_row(
+        report,
+        &["bound t/s", "share of the bound [95 %]"],
+        |index, result| {
+            let bound_ts = result.good().find_map(|run| run.bound_ts);
+            let share = report.share_of_bound(index);
+            vec![
+                bound_ts.map_or("-".into(), |ts| format!("{ts:.2}")),
+                share.map_or("-".into(), |s| {
+                    let [median, lo, hi] = [s.median, s.lo, s.hi].map(|share| share * 100.0);
+                    format!("{median:.1} % [{lo:.1}, {hi:.1}]")
+                }),
+            ]
+        },
+    )
+}
+
 /// What loading cost in time: a row for each row of the report.
 fn times(report: &Report) -> Table {
     let names = [
@@ -411,7 +443,7 @@ fn by_row(
             row.extend(cells(index, result));
         } else {
             row.push(result.status().to_string());
-            row.resize(table.names.len(), String::new());
+            row.resize(table.width(), String::new());
         }
         table.row(row);
     }
@@ -424,9 +456,10 @@ fn ratio(summary: Option<Summary>) -> String {
     })
 }
 
-fn notes(report: &Report) -> String {
+/// What the tables do not say, a sentence or two each.
+pub(crate) fn notes(report: &Report) -> Vec<String> {
     let mut notes = vec![
-        "Medians with 95 % bootstrap intervals; ratios are paired within a repetition and against the first row of equal \
+        "Medians with intervals of at least 95 %; ratios are paired within a repetition and against the first row of equal \
          conditions. Times from process start; `read` is what the process itself had fetched from storage."
             .to_string(),
     ];
@@ -491,77 +524,35 @@ fn notes(report: &Report) -> String {
             notes.push(format!("{label}: some pages went only with drop_caches"));
         }
     }
-    notes.iter().map(|note| format!("{note}\n")).collect()
+    notes.extend(too_noisy(report));
+    notes
 }
 
-/// A Markdown table with aligned columns.
-#[derive(Default)]
-struct Table {
-    names: Vec<String>,
-    right: Vec<bool>,
-    rows: Vec<Vec<String>>,
-}
-
-impl Table {
-    fn column(&mut self, name: &str, right: bool) {
-        self.names.push(name.to_string());
-        self.right.push(right);
-    }
-
-    fn row(&mut self, cells: Vec<String>) {
-        assert_eq!(
-            cells.len(),
-            self.names.len(),
-            "a row needs a cell for every column"
-        );
-        self.rows.push(
-            cells
-                .into_iter()
-                .map(|cell| cell.replace('|', "\\|"))
-                .collect(),
-        );
-    }
-
-    fn render(&self) -> String {
-        let width = |index: usize| {
-            let cells = self.rows.iter().map(|row| row[index].chars().count());
-            cells
-                .chain([self.names[index].chars().count(), 3])
-                .max()
-                .unwrap_or(3)
-        };
-        let widths: Vec<usize> = (0..self.names.len()).map(width).collect();
-        let mut text = self.line(&self.names, &widths);
-        let rules: Vec<String> = (0..widths.len())
-            .map(|i| {
-                if self.right[i] {
-                    format!("{}:", "-".repeat(widths[i] - 1))
-                } else {
-                    "-".repeat(widths[i])
-                }
+/// A line for each test in which rows of equal conditions cannot be told apart.
+fn too_noisy(report: &Report) -> impl Iterator<Item = String> {
+    report.tests().into_iter().filter_map(|test| {
+        let pairs = report.not_told_apart(test);
+        let named: Vec<String> = pairs
+            .iter()
+            .map(|(first, second, ratio)| {
+                format!(
+                    "{} and {} ({:.3} [{:.3}, {:.3}])",
+                    report.rows[*first].row.label(),
+                    report.rows[*second].row.label(),
+                    ratio.median,
+                    ratio.lo,
+                    ratio.hi
+                )
             })
             .collect();
-        text.push_str(&self.line(&rules, &widths));
-        for row in &self.rows {
-            text.push_str(&self.line(row, &widths));
-        }
-        text
-    }
-
-    fn line(&self, cells: &[String], widths: &[usize]) -> String {
-        let mut text = String::from("|");
-        for (index, cell) in cells.iter().enumerate() {
-            let width = widths[index];
-            let padded = if self.right[index] {
-                format!(" {cell:>width$} |")
-            } else {
-                format!(" {cell:<width$} |")
-            };
-            text.push_str(&padded);
-        }
-        text.push('\n');
-        text
-    }
+        (!named.is_empty()).then(|| {
+            format!(
+                "{}: the machine was too noisy to tell these apart, the interval of their ratio holds 1: {}.",
+                report.test_name(test),
+                named.join("; ")
+            )
+        })
+    })
 }
 
 #[cfg(test)]
@@ -584,7 +575,7 @@ mod tests {
             speed[3]
         );
         let words = |line: &str| line.split_ascii_whitespace().collect::<Vec<_>>().join(" ");
-        let expected = "| selective | cold | 55 [50, 60] | 0.500 [0.500, 0.500] |";
+        let expected = "| selective | cold | 55 [40, 75] | 0.500 [0.500, 0.500] |";
         assert!(
             text.lines().any(|line| words(line).starts_with(expected)),
             "{text}"
@@ -617,6 +608,24 @@ mod tests {
         ] {
             assert!(text.contains(fact), "{fact}: {text}");
         }
+    }
+
+    #[test]
+    fn what_the_machine_cannot_tell_apart_is_said() {
+        let mut report = report();
+        let apart = "tg4 @ d16: the machine was too noisy to tell these apart";
+        // The two rows' tokens take the same time.
+        assert!(render(&report).contains(&format!(
+            "{apart}, the interval of their ratio holds 1: eager cold and selective cold (1.000 [1.000, 1.000])."
+        )));
+        for run in report.rows[1].runs.iter_mut().flatten() {
+            run.outcome.as_mut().unwrap().step_ns = vec![500_000; 4];
+        }
+        let text = render(&report);
+        assert!(
+            !text.contains(apart) && text.contains("pp16: the machine"),
+            "{text}"
+        );
     }
 
     #[test]

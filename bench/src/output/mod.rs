@@ -4,18 +4,21 @@ mod columns;
 mod csv;
 mod json;
 mod md;
+mod table;
 
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
+use serde::Serialize;
 
 use crate::plot;
-use crate::record::RunRecord;
+use crate::record::{RunRecord, SCHEMA};
 use crate::results::Report;
 
-pub(crate) use md::header;
+pub(crate) use md::{distinct, header, notes, readaheads, tables};
+pub(crate) use table::Table;
 
 /// Format of what is printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -64,7 +67,16 @@ impl RunFolder {
 
     /// Appends one run.
     pub(crate) fn append(&mut self, run: &RunRecord) -> Result<()> {
-        let mut line = serde_json::to_vec(run)?;
+        #[derive(Serialize)]
+        struct Line<'a> {
+            schema: u32,
+            #[serde(flatten)]
+            run: &'a RunRecord,
+        }
+        let mut line = serde_json::to_vec(&Line {
+            schema: SCHEMA,
+            run,
+        })?;
         line.push(b'\n');
         self.raw
             .write_all(&line)
@@ -79,8 +91,8 @@ impl RunFolder {
         self.write("summary.md", &Format::Md.render(report))?;
         self.write("summary.csv", &Format::Csv.render(report))?;
         self.write("summary.json", &Format::Json.render(report))?;
-        if let Some(svg) = plot::load_rss(report) {
-            self.write("load-rss.svg", &svg)?;
+        if let Some(chart) = plot::load_timeline(report, "load-rss") {
+            self.write("load-rss.svg", &chart.svg())?;
         }
         Ok(())
     }

@@ -1,0 +1,129 @@
+//! One web page that needs nothing from outside: tables that sort, and figures that can be kept as SVG and CSV.
+
+use figures::{Chart, escape};
+
+use super::{Run, setups, twins};
+use crate::{output, plot};
+
+const STYLE: &str = include_str!("page.css");
+const SCRIPT: &str = include_str!("page.js");
+
+pub(super) fn render(runs: &[Run]) -> String {
+    let mut body = String::from("<h1>Bench report</h1>\n");
+    if runs.len() > 1 {
+        body.push_str("<nav>");
+        for (index, run) in runs.iter().enumerate() {
+            body.push_str(&format!(
+                "<a href=\"#run{index}\">{}</a> ",
+                escape(&run.name)
+            ));
+        }
+        body.push_str("</nav>\n");
+    }
+    body.push_str("<h2>Set-ups</h2>\n<p>Compare rows of one run only: a machine gives different speeds from one hour to the next.</p>\n");
+    body.push_str(&format!(
+        "<div class=\"wrap\">\n{}</div>\n",
+        setups(runs).html()
+    ));
+    body.push_str(&list(&twins::lines(runs)));
+    for (index, run) in runs.iter().enumerate() {
+        body.push_str(&section(run, index));
+    }
+    format!(
+        "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
+         <meta name=\"viewport\" content=\"width=device-width\">\n<meta name=\"color-scheme\" content=\"light dark\">\n\
+         <title>Bench report</title>\n<link rel=\"icon\" href=\"data:,\">\n<style>\n{STYLE}</style>\n</head>\n<body>\n<main>\n{body}</main>\n\
+         <script>\n{SCRIPT}</script>\n</body>\n</html>\n"
+    )
+}
+
+fn section(run: &Run, index: usize) -> String {
+    let report = &run.report;
+    let mut text = format!(
+        "<section id=\"run{index}\">\n<h2>{}</h2>\n",
+        escape(&run.name)
+    );
+    let facts: Vec<String> = output::header(report)
+        .lines()
+        .map(|line| line.trim_start_matches("- ").to_string())
+        .collect();
+    text.push_str(&list(&facts));
+    for chart in plot::all(report, &format!("run{index}")) {
+        text.push_str(&figure(&chart));
+    }
+    for (name, table) in output::tables(report) {
+        text.push_str(&format!("<h3>{}</h3>\n", escape(name)));
+        text.push_str(&table.html());
+    }
+    text.push_str("<h3>Notes</h3>\n");
+    text.push_str(&list(
+        &[output::notes(report), run.remarks.clone()].concat(),
+    ));
+    text.push_str("</section>\n");
+    text
+}
+
+fn figure(chart: &Chart) -> String {
+    format!(
+        "<figure data-name=\"{id}\">\n{svg}<pre hidden>{csv}</pre>\n\
+         <figcaption><button type=\"button\" data-save=\"svg\">SVG</button> \
+         <button type=\"button\" data-save=\"csv\">CSV</button></figcaption>\n</figure>\n",
+        id = escape(&chart.id),
+        svg = chart.svg(),
+        csv = escape(&chart.csv()),
+    )
+}
+
+fn list(lines: &[String]) -> String {
+    if lines.is_empty() {
+        return String::new();
+    }
+    let items: String = lines
+        .iter()
+        .map(|line| format!("<li>{}</li>\n", escape(line)))
+        .collect();
+    format!("<ul>\n{items}</ul>\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::results::tests::report;
+
+    #[test]
+    fn a_page_is_whole_and_names_nothing_outside() {
+        let run = |name: &str| Run {
+            name: name.into(),
+            report: report(),
+            remarks: vec!["a <remark>".into()],
+        };
+        let page = render(&[run("first"), run("second")]);
+        assert_eq!(page.matches("<section id=").count(), 2);
+        // Speed, memory, load and single tokens; nothing states a bound.
+        assert_eq!(page.matches("<figure data-name=").count(), 8);
+        assert_eq!(
+            page.matches("<svg ").count(),
+            page.matches("</svg>").count()
+        );
+        assert!(page.contains("a &lt;remark&gt;") && page.contains("CPU &lt;&amp;&gt;"));
+        for outside in [
+            "src=",
+            "@import",
+            "url(http",
+            "<link rel=\"stylesheet",
+            "fetch(",
+            "XMLHttpRequest",
+        ] {
+            assert!(!page.contains(outside), "{outside}");
+        }
+        let ids: Vec<&str> = page
+            .split(" id=\"")
+            .skip(1)
+            .filter_map(|rest| rest.split('"').next())
+            .collect();
+        let mut unique = ids.clone();
+        unique.sort_unstable();
+        unique.dedup();
+        assert_eq!(unique.len(), ids.len());
+    }
+}

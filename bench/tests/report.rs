@@ -1,0 +1,100 @@
+//! `bench report` on the runs that the documents quote, and on what is no run.
+
+mod support;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use support::{bench, folder, stderr, stdout};
+
+/// Folders of committed runs.
+fn committed() -> Vec<PathBuf> {
+    let runs = Path::new(env!("CARGO_MANIFEST_DIR")).join("runs");
+    let mut folders: Vec<PathBuf> = fs::read_dir(runs)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
+    folders.sort();
+    folders
+}
+
+#[test]
+fn committed_runs_can_be_read() {
+    let folder = folder();
+    let output = bench(folder.path())
+        .arg("report")
+        .args(committed())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+    let text = stdout(&output);
+    for part in [
+        "## 2026-11-21-epyc2/big",
+        "## 2026-11-21-epyc2/demo",
+        "faultline-demo-v1.gguf",
+        "6.52 GiB",
+        "of an older bench",
+        "the machine was too noisy to tell these apart",
+    ] {
+        assert!(text.contains(part), "`{part}` is missing: {text}");
+    }
+}
+
+#[test]
+fn a_page_of_committed_runs() {
+    let folder = folder();
+    let page = folder.path().join("report.html");
+    let output = bench(folder.path())
+        .arg("report")
+        .args(committed())
+        .arg("--output")
+        .arg(&page)
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success() && output.stdout.is_empty(),
+        "{}",
+        stderr(&output)
+    );
+    let text = fs::read_to_string(page).unwrap();
+    assert!(text.starts_with("<!DOCTYPE html>") && text.ends_with("</html>\n"));
+    assert!(text.matches("<svg ").count() >= 8);
+    assert!(!text.contains("NaN"));
+}
+
+#[test]
+fn what_is_no_run_is_refused() {
+    let folder = folder();
+    let raw = folder.path().join("raw.jsonl");
+    let setup = fs::read(committed()[0].join("demo-setup.json")).unwrap();
+    let refused = |words: &[&str]| {
+        let output = bench(folder.path())
+            .arg("report")
+            .arg(&raw)
+            .output()
+            .unwrap();
+        let message = stderr(&output);
+        assert_eq!(output.status.code(), Some(2), "{message}");
+        assert!(
+            output.stdout.is_empty() && !message.contains("panicked"),
+            "{message}"
+        );
+        for word in words {
+            assert!(message.contains(word), "`{word}` is missing: {message}");
+        }
+    };
+    refused(&["setup.json"]);
+    fs::write(folder.path().join("setup.json"), setup).unwrap();
+    refused(&["raw.jsonl", "No such file"]);
+    fs::write(&raw, "").unwrap();
+    refused(&["raw.jsonl", "holds no run"]);
+    fs::write(&raw, "\u{0}\u{1}GGUF\n").unwrap();
+    refused(&["raw.jsonl:1"]);
+    let line = fs::read_to_string(committed()[0].join("demo-raw.jsonl")).unwrap();
+    fs::write(
+        &raw,
+        line.replacen("{\"row_index\"", "{\"schema\":9,\"row_index\"", 2),
+    )
+    .unwrap();
+    refused(&["raw.jsonl:1", "schema 9"]);
+}
