@@ -108,6 +108,12 @@ pub(crate) struct RunArgs {
     /// Tokens of the trace to use, by prompt and decode together; stands for --n-gen
     #[arg(long, value_name = "N", requires = "routing", conflicts_with = "n_gen", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     tokens: Option<u32>,
+    /// State each row's share of the speed that no engine exceeds: the device's curve, as `bench device -o json` prints it
+    #[arg(long, value_name = "FILE", requires_all = ["routing", "step_ms"])]
+    pub(crate) device_curve: Option<PathBuf>,
+    /// Milliseconds of one token with all weights in memory, for --device-curve
+    #[arg(long, value_name = "MS", requires = "device_curve", value_parser = parse_step_ms)]
+    pub(crate) step_ms: Option<f64>,
     /// Rows of llama.cpp without patches, built from the same source: stock (the same as stock:mmap), stock:none, stock:dio,
     /// stock:all, or a list. They come first
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
@@ -202,6 +208,13 @@ pub(crate) struct ComputeArgs {
 impl ComputeArgs {
     pub(crate) fn n_threads(&self) -> u32 {
         self.threads.unwrap_or_else(host::default_threads)
+    }
+}
+
+fn parse_step_ms(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(ms) if ms.is_finite() && ms > 0.0 => Ok(ms),
+        _ => Err(format!("{text:?} is not a number of milliseconds above 0")),
     }
 }
 

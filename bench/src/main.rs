@@ -1,6 +1,7 @@
 //! `bench`: measures what the prefetch modes do to load time, memory, device bytes and speed.
 
 mod balloon;
+mod bounds;
 mod cache;
 mod cgroup;
 mod cli;

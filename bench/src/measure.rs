@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Result, anyhow, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 
+use crate::bounds::Bounds;
 use crate::cache::{self, Prepared, Unchanged};
 use crate::cli::{Plan, RunArgs};
 use crate::device::BlockDevice;
@@ -62,7 +63,9 @@ pub(crate) fn run(args: &RunArgs) -> Result<ExitCode> {
             .clone()
             .map_or_else(|| default_folder(&model), Ok)?,
     )?;
+    let bounds = bounds(args, plan.n_prompt, &files)?;
     let mut bench = Bench::new(&model, &files, plan, replay, limiter)?;
+    bench.bounds = bounds;
     let mut report = Report::new(bench.setup(&files), rows);
 
     warn_of_competition(&report.setup.host);
@@ -96,6 +99,17 @@ pub(crate) fn run(args: &RunArgs) -> Result<ExitCode> {
         }
     }
     exit_code(&report)
+}
+
+/// What `--device-curve` asks for.
+fn bounds(args: &RunArgs, n_prompt: u32, files: &gguf::ModelFiles) -> Result<Option<Bounds>> {
+    let (Some(curve), Some(step_ms), Some(routing)) =
+        (&args.device_curve, args.step_ms, &args.routing)
+    else {
+        return Ok(None);
+    };
+    let window = (args.routing_skip as usize, n_prompt as usize);
+    Bounds::new(curve, step_ms, routing, window, files).map(Some)
 }
 
 /// Worker threads that wait for each other lose far more than their share to whoever else computes.
@@ -154,6 +168,7 @@ struct Bench {
     device: Result<BlockDevice>,
     replay: Option<Replay>,
     /// The program of the stock rows, if there are any.
+    bounds: Option<Bounds>,
     stock: Option<PathBuf>,
     /// How budgets are enforced, if a row has one.
     limiter: Option<Result<Limiter>>,
@@ -190,6 +205,7 @@ impl Bench {
             device: BlockDevice::of_file(model),
             replay,
             stock: None,
+            bounds: None,
             limiter,
             filled_with: Cell::new(None),
         })
@@ -330,6 +346,10 @@ impl Bench {
         let oom_kills = limit.map_or(0, Limit::oom_kills);
         let (status, reason) = judge(row, &prepared.page_cache, &watched.end, oom_kills);
         let end = std::mem::replace(&mut watched.end, End::Killed);
+        let bound_ts = match (&self.bounds, &end) {
+            (Some(bounds), End::Complete(outcome)) => bounds.of(row.budget_bytes, outcome),
+            _ => None,
+        };
         let (outcome, mut figures) = match end {
             End::Complete(outcome) => {
                 let figures = Figures::of(&watched, &outcome, cgroup_peak_bytes);
@@ -357,7 +377,7 @@ impl Bench {
             page_cache: prepared.page_cache,
             readahead_bytes: device.and_then(|device| readahead::current_bytes(device).ok()),
             cgroup_peak_bytes,
-            bound_ts: None,
+            bound_ts,
             disk_read_bytes: disk_before
                 .zip(disk_after)
                 .map(|(before, after)| after.saturating_sub(before)),

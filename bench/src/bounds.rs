@@ -1,0 +1,91 @@
+//! `--device-curve`: each run's speed beside the speed that no engine exceeds under its conditions.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::fs;
+use std::path::Path;
+
+use ::device_curve::DeviceCurve;
+use analysis::roofline::{Conditions, ExpertSizes, Roofline};
+use analysis::routing::RoutingTrace;
+use analysis::simulate::Window;
+use anyhow::{Context as _, Result};
+
+use crate::protocol::Outcome;
+
+/// What bounds are made of.
+#[derive(Debug)]
+pub(crate) struct Bounds {
+    trace: RoutingTrace,
+    sizes: ExpertSizes,
+    curve: DeviceCurve,
+    step_ms: f64,
+    dense_bytes: u64,
+    /// Tokens of the trace before the first that is decoded: left out, and those of the prompt.
+    skip: usize,
+    n_prompt: usize,
+    /// By budget, tokens, and bytes of buffers: runs of a row mostly agree in them.
+    known: RefCell<HashMap<(Option<u64>, usize, u64), Option<f64>>>,
+}
+
+impl Bounds {
+    /// Bounds for runs that replay `routing` from token `skip` on.
+    pub(crate) fn new(
+        curve: &Path,
+        step_ms: f64,
+        routing: &Path,
+        (skip, n_prompt): (usize, usize),
+        files: &gguf::ModelFiles,
+    ) -> Result<Bounds> {
+        let name = curve.display();
+        let text = fs::read_to_string(curve).with_context(|| name.to_string())?;
+        Ok(Bounds {
+            trace: RoutingTrace::open(routing)?,
+            sizes: ExpertSizes::of(files)?,
+            curve: DeviceCurve::from_json(&text).with_context(|| name.to_string())?,
+            step_ms,
+            dense_bytes: files.dense_sparse().dense_bytes,
+            skip,
+            n_prompt,
+            known: RefCell::default(),
+        })
+    }
+
+    /// Tokens per second for the tokens that a run decoded, with the cache as its prompt left it. `None` where nothing was
+    /// decoded or the budget leaves too few slots for a layer.
+    pub(crate) fn of(&self, budget_bytes: Option<u64>, outcome: &Outcome) -> Option<f64> {
+        let n_tokens = outcome.step_ns.len();
+        let buffers = outcome.buffers.iter();
+        let buffer_bytes = buffers
+            .map(|buffer| buffer.context_bytes + buffer.compute_bytes)
+            .sum();
+        let key = (budget_bytes, n_tokens, buffer_bytes);
+        if let Some(&bound) = self.known.borrow().get(&key) {
+            return bound;
+        }
+        let bound = self.compute(budget_bytes, n_tokens, buffer_bytes);
+        self.known.borrow_mut().insert(key, bound);
+        bound
+    }
+
+    fn compute(
+        &self,
+        budget_bytes: Option<u64>,
+        n_tokens: usize,
+        buffer_bytes: u64,
+    ) -> Option<f64> {
+        let window = Window {
+            skip: self.skip,
+            warmup: self.n_prompt,
+            n_tokens: Some(n_tokens),
+        };
+        let workload = self.sizes.workload(&self.trace, window).ok()?;
+        let conditions = Conditions {
+            other_bytes: self.dense_bytes + buffer_bytes,
+            request_bytes: self.sizes.slice_bytes_max,
+            in_ram_step_ms: self.step_ms,
+        };
+        let roofline = Roofline::new(&workload, &self.curve, conditions).ok()?;
+        Some(roofline.bound(budget_bytes).ok()?.tokens_per_s)
+    }
+}
