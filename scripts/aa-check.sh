@@ -18,7 +18,9 @@ Exit codes: 0 at most 1 of 20 rounds differs in the speed of decoding, 1 more, 2
 USAGE
 }
 
-model= repetitions=8 rounds=20
+model=''
+repetitions=8
+rounds=20
 while getopts m:r:c:h option; do
     case $option in
         m) model=$OPTARG ;;

@@ -5,7 +5,7 @@ mod support;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use support::{bench, folder, stderr, stdout};
+use support::{bench, folder, rows, stderr, stdout, tiny};
 
 /// Folders of committed runs.
 fn committed() -> Vec<PathBuf> {
@@ -60,6 +60,36 @@ fn a_page_of_committed_runs() {
     assert!(text.starts_with("<!DOCTYPE html>") && text.ends_with("</html>\n"));
     assert!(text.matches("<svg ").count() >= 8);
     assert!(!text.contains("NaN"));
+}
+
+#[test]
+fn a_row_that_is_measured_twice_is_compared_with_itself() {
+    let folder = folder();
+    let model = tiny(folder.path(), "tiny-gpt-oss");
+    let kept = folder.path().join("kept");
+    let output = bench(folder.path())
+        .args(["--twice", "--warm", "--prefetch=selective", "-r", "3"])
+        .args(["-p", "2", "-n", "3", "-o", "json", "--quiet", "--model"])
+        .arg(&model)
+        .arg("--out")
+        .arg(&kept)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+    // Two rows with two tests each.
+    assert_eq!(rows(&output).len(), 4);
+    let report = bench(folder.path())
+        .arg("report")
+        .arg(&kept)
+        .output()
+        .unwrap();
+    assert!(report.status.success(), "{}", stderr(&report));
+    let text = stdout(&report);
+    for figure in ["speed of decoding", "speed of the prompt", "time to load"] {
+        let line = format!("A/A, {figure}: ");
+        assert!(text.contains(&line), "{line} is missing: {text}");
+    }
+    assert!(text.contains("of 1 pairs"), "{text}");
 }
 
 #[test]

@@ -1,6 +1,6 @@
 "use strict";
 // The number that a cell begins with, in the smallest unit of its kind; text stays text.
-const scales = { KiB: 2 ** 10, MiB: 2 ** 20, GiB: 2 ** 30, TiB: 2 ** 40, M: 1e6, s: 1e3 };
+const scales = { KiB: 2 ** 10, MiB: 2 ** 20, GiB: 2 ** 30, TiB: 2 ** 40, s: 1e3 };
 function value(cell) {
   const text = cell.textContent.trim();
   const found = /^(-?\d+(?:\.\d+)?)(?:\s+([A-Za-z]+)\b)?/.exec(text);
