@@ -52,6 +52,6 @@ fn describe(tensor: *const sys::ggml_tensor) -> Option<LoadedWeight> {
         address: fields.data.expose_provenance(),
         // SAFETY: a valid tensor.
         size_bytes: unsafe { sys::ggml_nbytes(tensor) } as u64,
-        is_lazy: fields.flags as u32 & sys::GGML_TENSOR_FLAG_LAZY as u32 != 0,
+        is_lazy: fields.flags.cast_unsigned() & sys::GGML_TENSOR_FLAG_LAZY != 0,
     })
 }
