@@ -109,7 +109,9 @@ impl CountersSnapshot {
             wasted_bytes: self.wasted_bytes.saturating_sub(earlier.wasted_bytes),
             n_evictions: self.n_evictions.saturating_sub(earlier.n_evictions),
             n_prefetches: self.n_prefetches.saturating_sub(earlier.n_prefetches),
-            n_prefetches_used: self.n_prefetches_used.saturating_sub(earlier.n_prefetches_used),
+            n_prefetches_used: self
+                .n_prefetches_used
+                .saturating_sub(earlier.n_prefetches_used),
             n_cancelled: self.n_cancelled.saturating_sub(earlier.n_cancelled),
             n_failed: self.n_failed.saturating_sub(earlier.n_failed),
         }
@@ -145,7 +147,9 @@ impl Counters {
     ///
     /// If there is no such layer.
     pub fn add_stall(&self, layer: usize, time_ns: u64) {
-        self.layers[layer].stall_ns.fetch_add(time_ns, Ordering::Relaxed);
+        self.layers[layer]
+            .stall_ns
+            .fetch_add(time_ns, Ordering::Relaxed);
     }
 
     /// The numbers now.
@@ -252,6 +256,9 @@ mod tests {
         assert_eq!((added.layers[1], added.total), (expected, expected));
         assert_eq!(added.delivered_bytes, 4096);
         let text = serde_json::to_string(&added).unwrap();
-        assert_eq!(serde_json::from_str::<CountersSnapshot>(&text).unwrap(), added);
+        assert_eq!(
+            serde_json::from_str::<CountersSnapshot>(&text).unwrap(),
+            added
+        );
     }
 }

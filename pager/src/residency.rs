@@ -186,7 +186,11 @@ mod tests {
         for (word, allowed) in words {
             for event in events {
                 let after = word.after(event);
-                assert_eq!(after.is_some(), allowed.contains(&event), "{word:?} {event:?}");
+                assert_eq!(
+                    after.is_some(),
+                    allowed.contains(&event),
+                    "{word:?} {event:?}"
+                );
                 let Some(after) = after else { continue };
                 let pins = i64::from(after.n_pins()) - i64::from(word.n_pins());
                 let expected = match event {

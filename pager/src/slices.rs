@@ -163,7 +163,9 @@ pub const EMBEDDING_DENSE_MAX_BYTES: u64 = 32 << 20;
 
 /// A model has more experts than can be numbered.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the tensor `{name}` has {n_slices} slices; a model has at most 2^32 - 1 in all: its file is broken")]
+#[error(
+    "the tensor `{name}` has {n_slices} slices; a model has at most 2^32 - 1 in all: its file is broken"
+)]
 pub struct TooManySlices {
     name: String,
     n_slices: u64,
@@ -259,7 +261,11 @@ impl Slices {
             by_tensor[stack.tensor] = index;
             next = end;
         }
-        let n_experts = sparse.iter().map(|(stack, _)| stack.n_slices).max().unwrap_or(0);
+        let n_experts = sparse
+            .iter()
+            .map(|(stack, _)| stack.n_slices)
+            .max()
+            .unwrap_or(0);
         Ok(Slices {
             sparse: sparse.into_iter().map(|(stack, _)| stack).collect(),
             n_slices: next as usize,
@@ -267,7 +273,8 @@ impl Slices {
             embedding,
             by_tensor,
             by_name,
-            n_experts_used: n_experts_used.map_or(n_experts, |used| used.clamp(1, n_experts.max(1))),
+            n_experts_used: n_experts_used
+                .map_or(n_experts, |used| used.clamp(1, n_experts.max(1))),
         })
     }
 
@@ -320,7 +327,11 @@ impl Slices {
     ///
     /// If there is no such slice.
     pub fn slice(&self, id: SliceId) -> Slice {
-        assert!(id.index() < self.n_slices, "there are {} slices", self.n_slices);
+        assert!(
+            id.index() < self.n_slices,
+            "there are {} slices",
+            self.n_slices
+        );
         let sparse_tensor = self.sparse.partition_point(|stack| stack.first <= id) - 1;
         let stack = &self.sparse[sparse_tensor];
         let expert = id.0 - stack.first.0;
@@ -384,7 +395,12 @@ impl Slices {
         let mut ranges: Vec<(usize, Range<u64>)> = self
             .dense
             .iter()
-            .map(|tensor| (tensor.part, round_out(tensor.offset, tensor.size_bytes, page_bytes)))
+            .map(|tensor| {
+                (
+                    tensor.part,
+                    round_out(tensor.offset, tensor.size_bytes, page_bytes),
+                )
+            })
             .collect();
         ranges.sort_by_key(|(part, range)| (*part, range.start));
         let mut merged: Vec<(usize, Range<u64>)> = Vec::new();

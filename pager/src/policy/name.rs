@@ -79,8 +79,12 @@ impl FromStr for PolicyName {
             ("lru", []) => Ok(PolicyName::Lru),
             ("lfu", []) => Ok(PolicyName::LfuDecay(1.0)),
             ("lfu-decay", []) => Ok(PolicyName::default()),
-            ("lfu-decay", &[decay]) if (1e-3..=1.0).contains(&decay) => Ok(PolicyName::LfuDecay(decay)),
-            ("lfu-decay", _) => Err(error("the decay per token is a number from 0.001 to 1, as in lfu-decay:0.95")),
+            ("lfu-decay", &[decay]) if (1e-3..=1.0).contains(&decay) => {
+                Ok(PolicyName::LfuDecay(decay))
+            }
+            ("lfu-decay", _) => Err(error(
+                "the decay per token is a number from 0.001 to 1, as in lfu-decay:0.95",
+            )),
             ("lfu-mix", []) => Ok(PolicyName::LfuMix(Mix::default())),
             ("lfu-mix", &[short_decay, long_decay, short_share])
                 if (1e-3..1.0).contains(&short_decay)
@@ -127,7 +131,10 @@ mod tests {
             ("lfu-mix:0.9", "its numbers are"),
         ] {
             let message = text.parse::<PolicyName>().unwrap_err().to_string();
-            assert!(message.contains(expected) && message.contains(text), "{message}");
+            assert!(
+                message.contains(expected) && message.contains(text),
+                "{message}"
+            );
         }
     }
 }

@@ -19,12 +19,15 @@
 
 mod tree;
 
+#[cfg(all(test, not(feature = "loom")))]
+mod soak;
+
 use std::sync::Arc;
 
+use crate::SliceId;
 use crate::counters::{Counters, Found};
 use crate::policy::{Changed, Policy};
 use crate::residency::{Event, Residency, State};
-use crate::SliceId;
 use tree::Tree;
 
 /// Number of a slot. Those of a class follow each other.
@@ -111,7 +114,6 @@ pub struct Pool {
 struct Class {
     /// Its first slot.
     first: u32,
-    n_slots: u32,
     /// Slots without an owner; the last goes next.
     free: Vec<SlotId>,
     /// Slots that may be evicted, by value.
@@ -139,7 +141,11 @@ impl Pool {
     /// # Panics
     ///
     /// If a slice is of a class that does not exist, or there are more than 2^32 - 1 slots.
-    pub fn new(slices: impl Into<Arc<[PoolSlice]>>, class_slots: &[u32], policy: Box<dyn Policy>) -> Pool {
+    pub fn new(
+        slices: impl Into<Arc<[PoolSlice]>>,
+        class_slots: &[u32],
+        policy: Box<dyn Policy>,
+    ) -> Pool {
         let slices = slices.into();
         let mut slots = Vec::new();
         let classes: Vec<Class> = (0..)
@@ -153,7 +159,6 @@ impl Pool {
                 }));
                 Class {
                     first,
-                    n_slots,
                     free: (first..end).rev().map(SlotId).collect(),
                     tree: Tree::new(n_slots as usize),
                     n_streamed: 0,
@@ -162,7 +167,9 @@ impl Pool {
             .collect();
         let n_layers = slices.iter().map(|slice| slice.layer as usize + 1).max();
         assert!(
-            slices.iter().all(|slice| (slice.class as usize) < classes.len()),
+            slices
+                .iter()
+                .all(|slice| (slice.class as usize) < classes.len()),
             "every slice has a class of slots"
         );
         Pool {
@@ -223,7 +230,11 @@ impl Pool {
     /// # Panics
     ///
     /// If there is no such slice.
-    pub fn request(&mut self, slices: &[SliceId], fetches: &mut Vec<Fetch>) -> Result<(), PoolFull> {
+    pub fn request(
+        &mut self,
+        slices: &[SliceId],
+        fetches: &mut Vec<Fetch>,
+    ) -> Result<(), PoolFull> {
         let Some(&first) = slices.first() else {
             return Ok(());
         };
@@ -404,7 +415,9 @@ impl Pool {
         }
         let slot = SlotId(class.first + class.tree.least()? as u32);
         let state = self.slots[slot.index()];
-        let owner = state.owner.expect("a slot that can be evicted has an owner");
+        let owner = state
+            .owner
+            .expect("a slot that can be evicted has an owner");
         self.residency.apply(owner, Event::Clear);
         self.counters.evicted();
         if state.prefetched {
@@ -446,7 +459,9 @@ impl Pool {
     fn release_held(&mut self, layer: Option<u32>) {
         let mut held = std::mem::take(&mut self.held);
         held.retain(|&slot| {
-            let owner = self.slots[slot.index()].owner.expect("a held slot has an owner");
+            let owner = self.slots[slot.index()]
+                .owner
+                .expect("a held slot has an owner");
             if layer.is_some_and(|layer| layer != self.slices[owner.index()].layer) {
                 return true;
             }
@@ -479,7 +494,9 @@ impl Pool {
 
     /// What decides between slots: the least goes.
     fn key(&self, slot: SlotId) -> u128 {
-        let Slot { owner, streamed, .. } = self.slots[slot.index()];
+        let Slot {
+            owner, streamed, ..
+        } = self.slots[slot.index()];
         let slice = owner.expect("a slot with a key has an owner");
         let last_used = self.last_used[slice.index()];
         if streamed {
