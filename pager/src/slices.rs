@@ -129,7 +129,7 @@ impl Embedding {
     pub fn row_slot_bytes(&self, page_bytes: u64) -> u64 {
         let spread = (self.row_bytes + page_bytes - 1).next_multiple_of(page_bytes);
         // Rows of whole pages begin on one if the tensor does.
-        match self.row_bytes % page_bytes == 0 && self.offset.is_multiple_of(page_bytes) {
+        match self.row_bytes.is_multiple_of(page_bytes) && self.offset.is_multiple_of(page_bytes) {
             true => self.row_bytes,
             false => spread,
         }
@@ -248,7 +248,7 @@ impl Slices {
         }
         sparse.sort_by_key(|(stack, _)| (stack.layer, stack.chunked, stack.projection));
         let mut next = 0u32;
-        let mut by_tensor = vec![DENSE; by_name.len()];
+        let mut by_tensor = vec![DENSE; tensors().count()];
         for (index, (stack, n_slices)) in (0..).zip(&mut sparse) {
             let end = u32::try_from(*n_slices)
                 .ok()

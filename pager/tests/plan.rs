@@ -80,7 +80,7 @@ fn slices_of_files() {
                     assert!(
                         pages.start <= slice.offset && slice.offset + slice.size_bytes <= pages.end
                     );
-                    assert!(pages.start % 4096 == 0 && pages.end % 4096 == 0);
+                    assert!(pages.start.is_multiple_of(4096) && pages.end.is_multiple_of(4096));
                     let expert: Vec<_> = slices.expert(id).collect();
                     assert!(expert.len() == 3 && expert.contains(&id));
                     assert!(

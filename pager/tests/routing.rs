@@ -151,10 +151,10 @@ fn halving_the_slots_never_drops_hits_to_zero() {
         let n_all = (trace.n_layers() * trace.n_experts()) as u32;
         let mut more = replay(&trace, 2_000, 1, &[n_all], "lfu-decay:0.95").hit_rate();
         assert!(more > 0.95, "{more}");
-        // Down to two thirds of what one token uses.
+        // Down to half of what one token uses.
         for n_slots in (1..)
             .map(|halvings| n_all >> halvings)
-            .take_while(|slots| *slots >= 64)
+            .take_while(|slots| *slots >= 48)
         {
             let less = replay(&trace, 2_000, 1, &[n_slots], "lfu-decay:0.95").hit_rate();
             assert!(

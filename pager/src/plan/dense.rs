@@ -56,7 +56,8 @@ pub(super) fn all_bytes(slices: &Slices, pages: Pages) -> u64 {
 
 /// Bytes of each layer and of what belongs to none, each tensor rounded out to pages: read by itself.
 fn by_layer(slices: &Slices, pages: Pages) -> (BTreeMap<u32, u64>, u64) {
-    let (mut layers, mut others) = (BTreeMap::new(), 0);
+    let mut layers: BTreeMap<u32, u64> = BTreeMap::new();
+    let mut others = 0;
     for tensor in slices.dense_tensors() {
         let begin = tensor.offset / pages.page_bytes * pages.page_bytes;
         let end = (tensor.offset + tensor.size_bytes).next_multiple_of(pages.page_bytes);

@@ -302,7 +302,7 @@ fn classes(slices: &Slices, n_ubatch: u32, pages: Pages) -> Vec<SlotClass> {
 
 /// Bytes of the regions of all classes: each begins and ends on a huge page.
 fn slot_region_bytes(classes: &[SlotClass], n: impl Fn(&SlotClass) -> u32, pages: Pages) -> u64 {
-    let region = |class| u64::from(n(class)) * class.slot_bytes;
+    let region = |class: &SlotClass| u64::from(n(class)) * class.slot_bytes;
     let round = |bytes: u64| bytes.next_multiple_of(pages.huge_page_bytes);
     classes.iter().map(|class| round(region(class))).sum()
 }
@@ -311,7 +311,7 @@ fn slot_region_bytes(classes: &[SlotClass], n: impl Fn(&SlotClass) -> u32, pages
 /// often, so equal shares have equal hit rates.
 fn fill(classes: &mut [SlotClass], rest_bytes: u64, pages: Pages) {
     let slots_at = |class: &SlotClass, share: u64| {
-        let n_slots = (u128::from(class.n_slices) * u128::from(share) >> 32) as u32;
+        let n_slots = ((u128::from(class.n_slices) * u128::from(share)) >> 32) as u32;
         n_slots.clamp(class.n_slots_min, class.n_slices)
     };
     // The largest share, in units of 2^-32, whose regions fit.

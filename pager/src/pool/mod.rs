@@ -501,7 +501,7 @@ impl Pool {
         let last_used = self.last_used[slice.index()];
         if streamed {
             // Below all values, the most recent one first.
-            return u128::from(!last_used) & u128::from(u64::MAX);
+            return u128::from(!last_used);
         }
         u128::from(ordered_bits(self.policy.value(slice))) << 64 | u128::from(last_used)
     }

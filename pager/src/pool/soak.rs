@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use rand::rngs::SmallRng;
+use rand::rngs::StdRng;
 use rand::seq::{IndexedRandom, SliceRandom};
 use rand::{RngExt, SeedableRng};
 
@@ -120,7 +120,7 @@ impl Expected {
     }
 }
 
-fn pick<T: Copy>(rng: &mut SmallRng, items: impl Iterator<Item = T>) -> Option<T> {
+fn pick<T: Copy>(rng: &mut StdRng, items: impl Iterator<Item = T>) -> Option<T> {
     items.collect::<Vec<_>>().choose(rng).copied()
 }
 
@@ -132,7 +132,7 @@ fn nothing_is_lost_in_100_000_operations() {
 }
 
 fn soak(seed: u64, policy: PolicyName, n_operations: usize) {
-    let mut rng = SmallRng::seed_from_u64(seed);
+    let mut rng = StdRng::seed_from_u64(seed);
     let slices = slices();
     let mut pool = Pool::new(slices.clone(), &CLASS_SLOTS, policy.build(slices.len()));
     let mut expected = Expected::default();

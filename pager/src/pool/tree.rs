@@ -104,14 +104,14 @@ impl Tree {
 mod tests {
     use std::collections::BTreeMap;
 
-    use rand::rngs::SmallRng;
+    use rand::rngs::StdRng;
     use rand::{RngExt, SeedableRng};
 
     use super::*;
 
     #[test]
     fn the_least_key_wins() {
-        let mut rng = SmallRng::seed_from_u64(1);
+        let mut rng = StdRng::seed_from_u64(1);
         for n_slots in [1, 2, 3, 37, 64] {
             let mut tree = Tree::new(n_slots);
             let mut expected = BTreeMap::new();

@@ -5,7 +5,7 @@ use model_shapes::Shape;
 use pager::Slices;
 
 /// The tables of a model of this shape, without the file. `n_used`: experts that a token uses.
-pub fn slices_of(shape: &Shape, n_used: u32) -> Slices {
+pub(crate) fn slices_of(shape: &Shape, n_used: u32) -> Slices {
     let mut tensors: Vec<TensorInfo> = shape.tensors().to_vec();
     let end = tensors
         .iter()
