@@ -218,10 +218,11 @@ impl Pool {
     }
 
     /// Slices of one layer, all different, are needed together. Pins each of them; [`Pool::unpin`] them when the
-    /// operations have ended, however they ended. What must be read is added to `fetches`: start these reads, in this
-    /// order.
+    /// operations have ended, however they ended. What must be read is added to `fetches`, in the order of the slices; the
+    /// reads may be started in any order.
     ///
-    /// All slices are looked up first, so none of them gives way to another one.
+    /// All slices are looked up first, so none of them gives way to another one. Give the tensors of an expert one after
+    /// the other: where values are equal the order of use decides, and they then also go together.
     ///
     /// # Errors
     ///
