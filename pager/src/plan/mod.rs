@@ -124,7 +124,7 @@ impl fmt::Display for PlanError {
         }
         write!(
             formatter,
-            "\na shorter context (--ctx-size) and smaller ubatches (--ubatch-size) need less"
+            "\na shorter context (--ctx-size) and smaller ubatches need less"
         )
     }
 }
