@@ -1,17 +1,18 @@
 //! What an engine promises, with `io_uring` and with threads, past the page cache and through it, in the presence of faults.
 
-mod common;
+mod files;
 
 use std::fs::OpenOptions;
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::{BLOCK, Memory, by_key, finish, folder, read, write_file};
+use files::{BLOCK, Memory, by_key, finish, folder, read, write_file};
 use pager::engine::{
     Access, Cause, Class, Engine, EngineChoice, EngineError, Fault, Faults, ModelFiles, Preference,
     Read, open_engine, open_faulty_engine,
 };
 use proptest::prelude::*;
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
 const ENGINES: [EngineChoice; 2] = [EngineChoice::Uring, EngineChoice::Threads];
 /// The last block is cut by the end of the file.
@@ -387,18 +388,21 @@ fn a_thread_may_end_while_what_it_submitted_is_under_way() {
     }
 }
 
-/// Blocks of the file that are in the page cache.
-fn cached_blocks(path: &std::path::Path) -> usize {
+/// Pages of the file that are in the page cache.
+fn n_cached_pages(path: &std::path::Path) -> usize {
     let file = std::fs::File::open(path).unwrap();
-    let mut block = vec![0; BLOCK];
-    (0..FILE_BYTES.div_ceil(BLOCK as u64))
-        .filter(|index| {
-            // A read that may not wait fails where it would have to: preadv2(2), RWF_NOWAIT.
-            let flags = rustix::io::ReadWriteFlags::NOWAIT;
-            let mut target = [std::io::IoSliceMut::new(&mut block)];
-            rustix::io::preadv2(&file, &mut target, index * BLOCK as u64, flags).is_ok()
-        })
-        .count()
+    let size = file.metadata().unwrap().len() as usize;
+    let mut pages = vec![0u8; size.div_ceil(BLOCK)];
+    // SAFETY: a new mapping that nobody reads, unmapped before the function returns; mincore(2) fills a byte for each of its pages.
+    let failed = unsafe {
+        let (protection, flags) = (ProtFlags::READ, MapFlags::SHARED);
+        let start = mmap(std::ptr::null_mut(), size, protection, flags, &file, 0).unwrap();
+        let failed = libc::mincore(start, size, pages.as_mut_ptr());
+        munmap(start, size).unwrap();
+        failed
+    };
+    assert_eq!(failed, 0, "{}", std::io::Error::last_os_error());
+    pages.iter().filter(|&page| page & 1 == 1).count()
 }
 
 #[test]
@@ -413,6 +417,8 @@ fn reads_leave_no_pages_in_the_page_cache() {
             let files = Arc::new(files.unwrap());
             let direct = *files.files()[0].access() == Access::Direct;
             let all = std::fs::File::open(&path).unwrap();
+            std::fs::read(&path).unwrap();
+            assert!(n_cached_pages(&path) > 0);
             rustix::fs::fadvise(&all, 0, None, rustix::fs::Advice::DontNeed).unwrap();
             let size = (FILE_BYTES as usize).next_multiple_of(BLOCK);
             let mut memory = Memory::new(size);
@@ -421,7 +427,7 @@ fn reads_leave_no_pages_in_the_page_cache() {
             submit(&mut *reader, &[whole]);
             finish(&mut *reader);
             memory.assert_holds(0, &whole, FILE_BYTES);
-            assert_eq!(cached_blocks(&path), 0, "{engine:?}, direct: {direct}");
+            assert_eq!(n_cached_pages(&path), 0, "{engine:?}, direct: {direct}");
         }
     }
 }

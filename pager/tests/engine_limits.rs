@@ -1,10 +1,10 @@
 //! What an engine does where the machine forbids the better way. Limits are set in this process, so it is one of its own.
 
-mod common;
+mod files;
 
 use std::sync::Arc;
 
-use common::{Memory, finish, folder, read, write_file};
+use files::{Memory, finish, folder, read, write_file};
 use pager::engine::{
     EngineChoice, EngineError, EngineKind, EngineReport, ModelFiles, Preference, open_engine,
 };

@@ -1,4 +1,5 @@
 //! Files with known bytes, memory to read them into, and a loop that waits for reads.
+#![allow(dead_code, reason = "each test file uses a part of this")]
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -9,20 +10,20 @@ use std::time::{Duration, Instant};
 
 use pager::engine::{Class, Completion, Engine, Read, ReadError, Region};
 
-pub const BLOCK: usize = 4096;
+pub(crate) const BLOCK: usize = 4096;
 
 /// The byte at a position of a file: no two blocks are alike.
-pub fn byte_at(file: u32, position: u64) -> u8 {
+pub(crate) fn byte_at(file: u32, position: u64) -> u8 {
     let mixed = (position ^ (u64::from(file) << 40)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     (mixed >> 56) as u8
 }
 
 /// A folder on the disk that the tests are built on.
-pub fn folder() -> tempfile::TempDir {
+pub(crate) fn folder() -> tempfile::TempDir {
     tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap()
 }
 
-pub fn write_file(folder: &Path, file: u32, size_bytes: u64) -> PathBuf {
+pub(crate) fn write_file(folder: &Path, file: u32, size_bytes: u64) -> PathBuf {
     let path = folder.join(format!("part-{file}.bin"));
     let bytes: Vec<u8> = (0..size_bytes)
         .map(|position| byte_at(file, position))
@@ -35,25 +36,25 @@ pub fn write_file(folder: &Path, file: u32, size_bytes: u64) -> PathBuf {
 
 /// Memory for reads, aligned to a block and at first full of a byte that stands for "not read".
 #[derive(Debug)]
-pub struct Memory {
+pub(crate) struct Memory {
     bytes: Vec<u8>,
     start: usize,
     size: usize,
 }
 
 impl Memory {
-    pub fn new(size: usize) -> Self {
+    pub(crate) fn new(size: usize) -> Self {
         let bytes = vec![0xee; size + BLOCK];
         let start = bytes.as_ptr().addr().next_multiple_of(BLOCK) - bytes.as_ptr().addr();
         Memory { bytes, start, size }
     }
 
-    pub fn target(&mut self, offset: usize) -> NonNull<u8> {
+    pub(crate) fn target(&mut self, offset: usize) -> NonNull<u8> {
         assert!(offset < self.size);
         NonNull::new(self.bytes.as_mut_ptr().wrapping_add(self.start + offset)).unwrap()
     }
 
-    pub fn region(&mut self) -> Region {
+    pub(crate) fn region(&mut self) -> Region {
         Region {
             start: self.target(0),
             size_bytes: self.size,
@@ -61,18 +62,18 @@ impl Memory {
     }
 
     /// A range that no read in flight has as its target.
-    pub fn bytes(&self, offset: usize, size: usize) -> &[u8] {
+    pub(crate) fn bytes(&self, offset: usize, size: usize) -> &[u8] {
         assert!(offset + size <= self.size);
         // SAFETY: within the vector, and nobody writes to it meanwhile.
         unsafe { std::slice::from_raw_parts(self.bytes.as_ptr().add(self.start + offset), size) }
     }
 
-    pub fn fill(&mut self, byte: u8) {
+    pub(crate) fn fill(&mut self, byte: u8) {
         self.bytes.fill(byte);
     }
 
     /// Whether a read brought the bytes of the file, up to its end.
-    pub fn assert_holds(&self, offset: usize, read: &Read, file_bytes: u64) {
+    pub(crate) fn assert_holds(&self, offset: usize, read: &Read, file_bytes: u64) {
         let size = (file_bytes - read.offset_bytes).min(u64::from(read.size_bytes)) as usize;
         for (index, &byte) in self.bytes(offset, size).iter().enumerate() {
             let position = read.offset_bytes + index as u64;
@@ -86,7 +87,7 @@ impl Memory {
 }
 
 /// A read of some blocks to the same number of blocks of the memory.
-pub fn read(memory: &mut Memory, key: u64, offset: u64, size: usize, to: usize) -> Read {
+pub(crate) fn read(memory: &mut Memory, key: u64, offset: u64, size: usize, to: usize) -> Read {
     Read {
         file: 0,
         offset_bytes: offset,
@@ -98,7 +99,7 @@ pub fn read(memory: &mut Memory, key: u64, offset: u64, size: usize, to: usize) 
 }
 
 /// Waits until nothing is in flight and returns how each read ended, in that order.
-pub fn finish(engine: &mut dyn Engine) -> Vec<Completion> {
+pub(crate) fn finish(engine: &mut dyn Engine) -> Vec<Completion> {
     let mut ended = Vec::new();
     let deadline = Instant::now() + Duration::from_secs(60);
     while engine.in_flight() > 0 {
@@ -112,7 +113,7 @@ pub fn finish(engine: &mut dyn Engine) -> Vec<Completion> {
 }
 
 /// The ends by key; each has one.
-pub fn by_key(ended: Vec<Completion>) -> HashMap<u64, Result<(), Box<ReadError>>> {
+pub(crate) fn by_key(ended: Vec<Completion>) -> HashMap<u64, Result<(), Box<ReadError>>> {
     let n_ended = ended.len();
     let ends: HashMap<_, _> = ended.into_iter().map(|end| (end.key, end.result)).collect();
     assert_eq!(ends.len(), n_ended, "a read ended twice");
