@@ -13,7 +13,7 @@ use rustix::io::Errno;
 
 use super::EngineError;
 
-/// Alignment where nobody says more: the page of every machine that this runs on, and at least a device's block.
+/// The largest alignment that is asked of whoever reads, and that of buffered reads.
 const PAGE_BYTES: u32 = 4096;
 
 /// How a file is read.
@@ -121,7 +121,8 @@ impl ModelFile {
         &self.access
     }
 
-    /// Offsets, sizes and addresses of reads are multiples of this power of two, at most 4096 on usual devices.
+    /// Offsets, sizes and addresses of reads are multiples of this power of two, which is at most 4096. A file that needs
+    /// more is read through the page cache.
     pub fn alignment_bytes(&self) -> u32 {
         self.alignment_bytes
     }
@@ -276,7 +277,7 @@ fn open_direct(path: &Path) -> io::Result<Result<(File, u32), String>> {
     // A file system may open with O_DIRECT and refuse the read, so the answer is tried before it is believed.
     let candidates = known.map_or(vec![512, PAGE_BYTES], |alignment| vec![alignment]);
     for alignment in candidates {
-        if !alignment.is_power_of_two() {
+        if !alignment.is_power_of_two() || alignment > PAGE_BYTES {
             return Ok(Err(format!(
                 "an alignment of {alignment} bytes is not supported"
             )));

@@ -7,6 +7,7 @@
 
 use std::fmt;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -15,7 +16,6 @@ use io_uring::types::{Fd, Fixed, SubmitArgs, Timespec};
 use io_uring::{IoUring, opcode, squeue};
 use rustix::io::Errno;
 use rustix::process::{Resource, getrlimit};
-use std::os::fd::AsRawFd;
 
 use super::device::{Device, Outcome, Request};
 use super::{EngineReport, ModelFiles, REQUEST_BYTES_MAX, Region};
@@ -33,6 +33,11 @@ pub(super) struct Uring {
     registered: (usize, usize),
     /// Requests that were taken and not collected.
     n_taken: usize,
+}
+
+/// The buffer in which a request that begins at this offset of the region lies.
+fn buffer_at(offset: usize) -> usize {
+    offset / BUFFER_STEP_BYTES
 }
 
 impl fmt::Debug for Uring {
@@ -89,7 +94,7 @@ impl Uring {
         if end > size {
             return None;
         }
-        u16::try_from(offset / BUFFER_STEP_BYTES).ok()
+        u16::try_from(buffer_at(offset)).ok()
     }
 
     fn entry(&self, request: &Request) -> squeue::Entry {
@@ -237,5 +242,33 @@ pub(super) fn explain_refusal(error: &io::Error) -> String {
             format!("{error}: before Linux 5.12 rings count as locked memory, see `ulimit -l`")
         }
         _ => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_lies_in_one_registered_buffer() {
+        let request = REQUEST_BYTES_MAX as usize;
+        for border in [
+            0,
+            BUFFER_STEP_BYTES,
+            BUFFER_BYTES_MAX,
+            3 * BUFFER_STEP_BYTES,
+        ] {
+            for offset in [
+                border.saturating_sub(request),
+                border.saturating_sub(4096),
+                border,
+            ] {
+                let start = buffer_at(offset) * BUFFER_STEP_BYTES;
+                assert!(
+                    (start..=start + BUFFER_BYTES_MAX - request).contains(&offset),
+                    "{offset}"
+                );
+            }
+        }
     }
 }
