@@ -4,7 +4,7 @@ mod files;
 
 use std::sync::Arc;
 
-use files::{Memory, finish, folder, read, write_file};
+use files::{Memory, engines, finish, folder, read, write_file};
 use pager::engine::{
     EngineChoice, EngineError, EngineKind, EngineReport, ModelFiles, Preference, open_engine,
 };
@@ -87,6 +87,9 @@ fn where_io_uring_is_forbidden_threads_read() {
 
 #[test]
 fn where_memory_cannot_be_locked_buffers_are_not_registered() {
+    if !engines().contains(&EngineChoice::Uring) {
+        return;
+    }
     let before = getrlimit(Resource::Memlock);
     let limit = Rlimit {
         current: Some(8 << 20),

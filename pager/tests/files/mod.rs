@@ -8,7 +8,10 @@ use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
 use std::time::{Duration, Instant};
 
-use pager::engine::{Class, Completion, Engine, Read, ReadError, Region};
+use pager::engine::{
+    Class, Completion, Engine, EngineChoice, ModelFiles, Preference, Read, ReadError, Region,
+    open_engine,
+};
 
 pub(crate) const BLOCK: usize = 4096;
 
@@ -82,6 +85,22 @@ impl Memory {
                 byte_at(read.file, position),
                 "{read:?}: byte {position} of the file"
             );
+        }
+    }
+}
+
+/// The engines that this machine permits.
+pub(crate) fn engines() -> Vec<EngineChoice> {
+    let uring = Preference {
+        engine: EngineChoice::Uring,
+        ..Preference::default()
+    };
+    let no_files = ModelFiles::open::<&Path>([]).unwrap();
+    match open_engine(no_files.into(), None, uring) {
+        Ok(_) => vec![EngineChoice::Uring, EngineChoice::Threads],
+        Err(error) => {
+            eprintln!("only the threads are tested: {error}");
+            vec![EngineChoice::Threads]
         }
     }
 }
