@@ -108,13 +108,16 @@ fn where_memory_cannot_be_locked_buffers_are_not_registered() {
         )
         .unwrap();
         let report = report_and_read(Preference::default());
-        assert_eq!(report.kind, EngineKind::Uring);
         assert_eq!(report.registered_bytes, 0);
         let text = report.to_string();
-        assert!(
-            text.contains("16777216") && text.contains("8388608") && text.contains("ulimit -l"),
-            "{text}"
-        );
+        assert!(text.contains("ulimit -l"), "{text}");
+        // What other programs of the user have locked counts too: not even the ring may have room.
+        if report.kind == EngineKind::Uring {
+            assert!(
+                text.contains("16777216") && text.contains("8388608"),
+                "{text}"
+            );
+        }
     };
     std::thread::spawn(test).join().unwrap();
 }

@@ -238,9 +238,9 @@ pub(super) fn explain_refusal(error: &io::Error) -> String {
             "{error}: a seccomp filter, as containers have, or `sysctl kernel.io_uring_disabled` forbids it"
         ),
         Some(Errno::NOSYS) => format!("{error}: the kernel or a seccomp filter has no io_uring"),
-        Some(Errno::NOMEM) => {
-            format!("{error}: before Linux 5.12 rings count as locked memory, see `ulimit -l`")
-        }
+        Some(Errno::NOMEM) => format!(
+            "{error}: a ring is locked memory, which `ulimit -l` limits for all of a user's programs together"
+        ),
         _ => error.to_string(),
     }
 }
