@@ -6,6 +6,7 @@
 
 pub mod budget;
 mod counters;
+pub mod engine;
 pub mod plan;
 pub mod policy;
 pub mod pool;
