@@ -490,6 +490,7 @@ impl Bench {
         WorkerSpec {
             model: self.model.clone(),
             mode: row.mode,
+            budget_bytes: row.budget_bytes,
             repack: row.repack,
             advise: row.advise,
             n_prompt: self.plan.n_prompt,

@@ -63,6 +63,7 @@ fn own_tokens_per_s(args: &OverheadArgs, timeout: Duration) -> Result<f64> {
     let spec = WorkerSpec {
         model: args.model.clone(),
         mode: Mode::Eager,
+        budget_bytes: None,
         repack: args.repack == Switch::On,
         advise: false,
         n_prompt: 0,

@@ -85,6 +85,9 @@ pub(crate) struct Outcome {
     pub(crate) n_ctx: u32,
     /// What `Advise` counted, by its own names.
     pub(crate) advise: Option<serde_json::Value>,
+    /// The pager's plan and what it counted, by its own names.
+    #[serde(default)]
+    pub(crate) pager: Option<serde_json::Value>,
     /// llama.cpp's own account of its buffers.
     pub(crate) buffers: Vec<BufferFacts>,
 }

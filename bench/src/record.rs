@@ -251,6 +251,7 @@ pub(crate) mod tests {
             routing_checked: None,
             n_ctx: 256,
             advise: None,
+            pager: None,
             buffers: Vec::new(),
         }
     }

@@ -19,6 +19,8 @@ pub(crate) enum Mode {
     None,
     /// Dense weights up front, sparse ones on demand.
     Selective,
+    /// Dense weights in memory, experts in as many slots as the budget has room for.
+    Pager,
 }
 
 impl Mode {
@@ -29,6 +31,7 @@ impl Mode {
             Mode::Eager => "eager",
             Mode::None => "none",
             Mode::Selective => "selective",
+            Mode::Pager => "pager",
         }
     }
 
@@ -37,7 +40,7 @@ impl Mode {
         match self {
             Mode::Eager => "off",
             Mode::None => "all",
-            Mode::Selective => "sparse",
+            Mode::Selective | Mode::Pager => "sparse",
         }
     }
 }
@@ -62,9 +65,10 @@ impl FromStr for Modes {
                 "eager" => &[Mode::Eager],
                 "none" => &[Mode::None],
                 "selective" => &[Mode::Selective],
+                "pager" => &[Mode::Pager],
                 "all" => &Mode::ALL,
                 _ => bail!(
-                    "`{name}` is not a prefetch mode; valid modes are eager, none, selective, all, or a list"
+                    "`{name}` is not a prefetch mode; valid modes are eager, none, selective, pager, all (the first three), or a list"
                 ),
             };
             for mode in named {
@@ -357,6 +361,8 @@ pub(crate) fn interleaved(rows: usize, repetition: usize) -> impl Iterator<Item 
 pub(crate) struct WorkerSpec {
     pub(crate) model: PathBuf,
     pub(crate) mode: Mode,
+    /// For the pager; without it, the pager takes what is free.
+    pub(crate) budget_bytes: Option<u64>,
     pub(crate) repack: bool,
     pub(crate) advise: bool,
     pub(crate) n_prompt: u32,

@@ -7,14 +7,19 @@
 pub mod budget;
 mod counters;
 pub mod engine;
+mod paged;
 pub mod plan;
 pub mod policy;
 pub mod pool;
+mod provider;
+mod region;
 pub mod residency;
 pub mod slices;
+mod weights;
 
 pub use budget::Budget;
 pub use counters::{Counters, CountersSnapshot, LayerCounts};
+pub use paged::{PagedModel, Pager, PagerError, PagerOptions};
 pub use plan::{Demand, MemoryPlan, Pages, PlanError};
 pub use policy::{Policy, PolicyName};
 pub use pool::{Fetch, Pool, PoolFull, PoolMode, PoolSlice, SlotId};

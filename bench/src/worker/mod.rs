@@ -18,6 +18,7 @@ use anyhow::{Context as _, Result};
 use llama_rs::{
     Advise, Backend, Context, ContextParams, FlashAttention, Model, ModelParams, Prefetch,
 };
+use pager::{Budget, PagedModel, Pager, PagerOptions};
 
 use crate::cgroup;
 use crate::procfs::monotonic_ns;
@@ -57,7 +58,8 @@ fn run(spec: &WorkerSpec, marks: &mut Marks) -> Result<()> {
 
     let backend = Backend::init();
     let begin_ns = monotonic_ns();
-    let model = Model::load(&backend, &spec.model, &model_params(spec))?;
+    let weights = Weights::load(&backend, spec)?;
+    let model = weights.model();
     let load_ns = monotonic_ns() - begin_ns;
     marks.send(Point::Loaded)?;
     let map = ModelMap::new(model.files());
@@ -69,24 +71,25 @@ fn run(spec: &WorkerSpec, marks: &mut Marks) -> Result<()> {
     let choices = replay::choices(spec.routing.as_ref())?;
     let mut context = match (&spec.routing, &choices) {
         (_, Some(choices)) => {
-            Context::with_router(&model, &params, Replay::new(Arc::clone(choices)))?
+            Context::with_router(model, &params, Replay::new(Arc::clone(choices)))?
         }
-        (Some(Routing::Own), _) => Context::with_router(&model, &params, Own)?,
-        _ => Context::new(&model, &params)?,
+        (Some(Routing::Own), _) => Context::with_router(model, &params, Own)?,
+        _ => Context::new(model, &params)?,
     };
     if let Some(choices) = choices.filter(|_| spec.check_routing) {
-        context.set_observer(Checker::new(&model, choices))?;
+        context.set_observer(Checker::new(model, choices))?;
     }
     let advise = if spec.advise {
-        let advise = Arc::new(Advise::new(&model)?);
+        let advise = Arc::new(Advise::new(model)?);
         context.set_slice_provider(Arc::clone(&advise))?;
         Some(advise)
     } else {
         None
     };
+    let pager = weights.attach(&mut context)?;
     let run = match spec.tokens {
-        TokenSource::Greedy => decode::greedy(spec, &model, &mut context, marks)?,
-        TokenSource::LlamaBench => decode::like_llama_bench(spec, &model, &mut context, marks)?,
+        TokenSource::Greedy => decode::greedy(spec, model, &mut context, marks)?,
+        TokenSource::LlamaBench => decode::like_llama_bench(spec, model, &mut context, marks)?,
     };
     marks.send(Point::End)?;
     let routing_checked = context.take_observer().map(Checker::finish).transpose()?;
@@ -114,6 +117,7 @@ fn run(spec: &WorkerSpec, marks: &mut Marks) -> Result<()> {
         routing_checked,
         n_ctx: context.n_ctx(),
         advise: advise.map(|advise| advise_counters(&advise)),
+        pager: pager.map(|pager| pager_counters(&pager)),
         buffers: buffers(&context)?,
     };
     send(&Event::Done(Box::new(outcome)))?;
@@ -123,6 +127,49 @@ fn run(spec: &WorkerSpec, marks: &mut Marks) -> Result<()> {
         .read_line(&mut String::new())
         .context("the parent is gone")?;
     Ok(())
+}
+
+/// A model, with or without a pager.
+enum Weights {
+    Plain(Box<Model>),
+    Paged(Box<PagedModel>),
+}
+
+impl Weights {
+    fn load(backend: &Backend, spec: &WorkerSpec) -> Result<Weights> {
+        if spec.mode != Mode::Pager {
+            let model = Model::load(backend, &spec.model, &model_params(spec))?;
+            return Ok(Weights::Plain(Box::new(model)));
+        }
+        let options = PagerOptions {
+            budget: spec.budget_bytes.map_or(Budget::Auto, Budget::Bytes),
+            ..PagerOptions::default()
+        };
+        let paged = PagedModel::load(backend, &spec.model, &model_params(spec), options)?;
+        Ok(Weights::Paged(Box::new(paged)))
+    }
+
+    fn model(&self) -> &Model {
+        match self {
+            Weights::Plain(model) => model,
+            Weights::Paged(paged) => paged.model(),
+        }
+    }
+
+    fn attach(&self, context: &mut Context<'_>) -> Result<Option<Pager>> {
+        match self {
+            Weights::Plain(_) => Ok(None),
+            Weights::Paged(paged) => Ok(Some(paged.attach(context)?)),
+        }
+    }
+}
+
+fn pager_counters(pager: &Pager) -> serde_json::Value {
+    serde_json::json!({
+        "plan": pager.plan(),
+        "reads": pager.reads().to_string(),
+        "counters": pager.counters(),
+    })
 }
 
 fn send(event: &Event) -> Result<()> {
@@ -140,7 +187,7 @@ fn model_params(spec: &WorkerSpec) -> ModelParams {
         prefetch: match spec.mode {
             Mode::Eager => Prefetch::Eager,
             Mode::None => Prefetch::None,
-            Mode::Selective => Prefetch::Selective,
+            Mode::Selective | Mode::Pager => Prefetch::Selective,
         },
         repack: spec.repack,
         ..ModelParams::default()

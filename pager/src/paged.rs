@@ -1,0 +1,283 @@
+//! From a model's path and a budget to a context that keeps to it.
+
+use std::fmt;
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::sync::Arc;
+
+use llama_rs::{Backend, Context, LoadMode, Model, ModelParams, Prefetch, SliceProvider};
+
+use crate::Budget;
+use crate::counters::CountersSnapshot;
+use crate::engine::{EngineError, EngineReport, ModelFiles, Preference, open_engine};
+use crate::plan::{Demand, MemoryPlan, Pages, PlanError};
+use crate::policy::PolicyName;
+use crate::pool::Pool;
+use crate::provider::Provider;
+use crate::slices::{Slices, TooManySlices};
+use crate::weights::WeightMemory;
+
+/// Why a model cannot be paged.
+#[derive(Debug, thiserror::Error)]
+pub enum PagerError {
+    /// The budget does not do.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// The files cannot be read in the pager's way.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// The model's tables.
+    #[error(transparent)]
+    Slices(#[from] TooManySlices),
+    /// llama.cpp, or the model.
+    #[error(transparent)]
+    Llama(#[from] llama_rs::Error),
+    /// The model's dense weights do not fit into the budget, and streaming them is not there yet.
+    #[error(
+        "a budget of {} MiB is too small: the weights that every token reads take {} MiB and are kept in memory as a whole; the \
+         smallest budget that works is about {} MiB (--budget)",
+        .budget_bytes >> 20, .dense_bytes >> 20, .needed_bytes >> 20
+    )]
+    Dense {
+        /// The budget.
+        budget_bytes: u64,
+        /// Dense weights.
+        dense_bytes: u64,
+        /// What they and everything else take.
+        needed_bytes: u64,
+    },
+    /// The system has no memory, or does not say how much there is.
+    #[error("{what}: {source}")]
+    System {
+        /// What was asked for.
+        what: &'static str,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+}
+
+/// How a model is paged.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct PagerOptions {
+    /// All memory that the process may use for the model.
+    pub budget: Budget,
+    /// What is evicted.
+    pub policy: PolicyName,
+    /// How it is read.
+    pub reads: Preference,
+}
+
+/// A model whose dense weights are in memory and whose experts are read into slots.
+///
+/// ```no_run
+/// use llama_rs::{Backend, Context, ContextParams, ModelParams};
+/// use pager::{Budget, PagedModel, PagerOptions};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let options = PagerOptions { budget: "7GiB".parse()?, ..PagerOptions::default() };
+/// let paged = PagedModel::load(&Backend::init(), "model.gguf", &ModelParams::default(), options)?;
+/// let mut context = Context::new(paged.model(), &ContextParams::default())?;
+/// let pager = paged.attach(&mut context)?;
+/// println!("{}", pager.plan());
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct PagedModel {
+    model: Model,
+    files: Arc<ModelFiles>,
+    slices: Slices,
+    options: PagerOptions,
+    budget_bytes: u64,
+    /// Anonymous memory of the process before the model was loaded.
+    process_bytes: u64,
+}
+
+impl PagedModel {
+    /// Reads the dense weights of the model at `path`. Weights are not repacked, and what `params` says of prefetch and load
+    /// mode does not count.
+    ///
+    /// # Errors
+    ///
+    /// See [`PagerError`].
+    pub fn load(
+        backend: &Backend,
+        path: impl AsRef<Path>,
+        params: &ModelParams,
+        options: PagerOptions,
+    ) -> Result<PagedModel, PagerError> {
+        PagedModel::load_with(
+            backend,
+            path,
+            params,
+            options,
+            |_| ControlFlow::Continue(()),
+        )
+    }
+
+    /// As [`load`](PagedModel::load), with progress as in [`Model::load_with`].
+    ///
+    /// # Errors
+    ///
+    /// As [`load`](PagedModel::load).
+    pub fn load_with(
+        backend: &Backend,
+        path: impl AsRef<Path>,
+        params: &ModelParams,
+        options: PagerOptions,
+        progress: impl FnMut(f32) -> ControlFlow<()>,
+    ) -> Result<PagedModel, PagerError> {
+        let path = path.as_ref();
+        let tables = gguf::ModelFiles::open(path).map_err(llama_rs::Error::from)?;
+        let slices = Slices::new(&tables)?;
+        let system = |what| move |source| PagerError::System { what, source };
+        let budget_bytes = options
+            .budget
+            .resolve(tables.total_bytes())
+            .map_err(system("it cannot be told how much memory is free"))?;
+        let process_bytes = anonymous_bytes().map_err(system("/proc/self/status"))?;
+        let needed_bytes = process_bytes + slices.dense_bytes();
+        if needed_bytes > budget_bytes {
+            return Err(PagerError::Dense {
+                budget_bytes,
+                dense_bytes: slices.dense_bytes(),
+                needed_bytes,
+            });
+        }
+        let files = Arc::new(ModelFiles::open(
+            tables.parts.iter().map(|part| part.path()),
+        )?);
+        let memory = WeightMemory::new(Arc::clone(&files), &slices, options.reads);
+        let params = ModelParams {
+            prefetch: Prefetch::Selective,
+            load_mode: LoadMode::Mmap,
+            repack: false,
+            ..params.clone()
+        };
+        let model = Model::load_into(backend, path, &params, memory, progress)?;
+        // Whoever has read the metadata has read ahead.
+        drop_page_cache(tables.parts.iter().map(|part| part.path()));
+        Ok(PagedModel {
+            model,
+            files,
+            slices,
+            options,
+            budget_bytes,
+            process_bytes,
+        })
+    }
+
+    /// The model, to make contexts of.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// Gives what is left of the budget to slots, and lets the context read its experts there. One context at a time: each one
+    /// that is attached plans as if it were alone.
+    ///
+    /// # Errors
+    ///
+    /// [`PagerError::Plan`] when too little is left; it names the smallest budget that works.
+    pub fn attach(&self, context: &mut Context<'_>) -> Result<Pager, PagerError> {
+        let buffers = context.memory_breakdown()?;
+        let n_vocab = u64::from(self.model.vocab().n_tokens());
+        let demand = Demand {
+            kv_bytes: buffers.iter().map(|buffer| buffer.context_bytes).sum(),
+            compute_bytes: buffers.iter().map(|buffer| buffer.compute_bytes).sum(),
+            // Logits are kept twice, as numbers of four bytes; one output at a time is what generating takes.
+            outputs_bytes: 8 * n_vocab,
+            process_bytes: self.process_bytes,
+            staging_bytes: 0,
+            n_ubatch: context.n_ubatch(),
+        };
+        let plan = MemoryPlan::new(&self.slices, self.budget_bytes, &demand, Pages::default())?;
+        let pool = Pool::new(
+            plan.pool_slices(&self.slices),
+            &plan.class_slots(),
+            self.options.policy.build(self.slices.len()),
+        );
+        // Registering would allocate all slots at once, for little: docs/pager.md.
+        let reads = Preference {
+            register: false,
+            ..self.options.reads
+        };
+        let (engine, report) = open_engine(Arc::clone(&self.files), None, reads)?;
+        let lazy = self
+            .model
+            .weights()
+            .into_iter()
+            .filter(|weight| weight.is_lazy);
+        let keys = lazy.map(|weight| (weight.name, weight.key));
+        let provider = Provider::new(self.slices.clone(), &plan, pool, engine, keys);
+        let provider = Arc::new(provider.map_err(|source| PagerError::System {
+            what: "no memory for slots",
+            source,
+        })?);
+        context.set_slice_provider(Arc::clone(&provider))?;
+        Ok(Pager {
+            provider,
+            plan,
+            report,
+        })
+    }
+}
+
+/// The slots of a context: what was planned, and what happens.
+pub struct Pager {
+    provider: Arc<Provider>,
+    plan: MemoryPlan,
+    report: EngineReport,
+}
+
+impl fmt::Debug for Pager {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pager")
+            .field("plan", &self.plan)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Pager {
+    /// What lives where.
+    pub fn plan(&self) -> &MemoryPlan {
+        &self.plan
+    }
+
+    /// How slices are read, and why so.
+    pub fn reads(&self) -> &EngineReport {
+        &self.report
+    }
+
+    /// What happened so far.
+    pub fn counters(&self) -> CountersSnapshot {
+        self.provider.counters().snapshot()
+    }
+
+    /// What the engine has done so far.
+    pub fn read_counters(&self) -> crate::engine::Counters {
+        self.provider.engine_counters()
+    }
+
+    /// Why the last decode failed, if nobody has asked yet.
+    pub fn take_reason(&self) -> Option<String> {
+        self.provider.take_reason()
+    }
+}
+
+/// Resident anonymous memory of this process.
+fn anonymous_bytes() -> std::io::Result<u64> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let kib = status
+        .lines()
+        .find_map(|line| line.strip_prefix("RssAnon:")?.trim().strip_suffix("kB"))
+        .and_then(|number| number.trim().parse::<u64>().ok())
+        .ok_or(std::io::ErrorKind::InvalidData)?;
+    Ok(kib << 10)
+}
+
+/// Gives back what the page cache holds of the files. Advice: whoever else has them mapped keeps them.
+fn drop_page_cache<'a>(paths: impl Iterator<Item = &'a Path>) {
+    for file in paths.filter_map(|path| std::fs::File::open(path).ok()) {
+        let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed);
+    }
+}

@@ -1,0 +1,499 @@
+//! Slices for a context: experts in slots, rows of the embedding in a buffer, read when an operation announces them.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, TryLockError};
+use std::time::{Duration, Instant};
+
+use llama_rs::{Begin, Dim, NodeRef, SliceProvider, TensorKey, WeightRef, Which};
+
+use crate::counters::Counters;
+use crate::engine::{Class, Completion, Engine, Read};
+use crate::plan::MemoryPlan;
+use crate::pool::{Fetch, Pool, PoolMode};
+use crate::region::Region;
+use crate::residency::{Residency, State};
+use crate::slices::{Embedding, SliceId, Slices};
+
+const PAGE_BYTES: u64 = 4096;
+/// Longest time in the kernel before a waiting thread looks again.
+const WAIT: Duration = Duration::from_millis(5);
+/// Longest time that a slice is waited for without anything arriving.
+const SILENCE: Duration = Duration::from_secs(120);
+/// Set in the keys of reads of rows.
+const ROW: u64 = 1 << 63;
+
+const ROW_IN_FLIGHT: u8 = 0;
+const ROW_READY: u8 = 1;
+const ROW_FAILED: u8 = 2;
+
+/// What a weight's slices are.
+#[derive(Clone, Copy, Debug)]
+enum Target {
+    /// Index into [`Slices::sparse_tensors`].
+    Experts(usize),
+    Rows,
+}
+
+/// Places of all slots.
+#[derive(Debug)]
+struct Slots {
+    region: Region,
+    /// Where each slot begins in the region.
+    offsets: Vec<usize>,
+}
+
+/// Rows of the embedding that an operation reads.
+#[derive(Debug)]
+struct Rows {
+    embedding: Embedding,
+    region: Region,
+    place_bytes: usize,
+    states: Vec<AtomicU8>,
+    /// Row and place of each, ascending by row. Written by `begin` while no thread reads.
+    places: RwLock<Vec<(u32, usize)>>,
+}
+
+impl Rows {
+    /// The pages that hold a row.
+    fn pages(&self, row: u32) -> Range<u64> {
+        let begin = self.embedding.offset + u64::from(row) * self.embedding.row_bytes;
+        let end = begin + self.embedding.row_bytes;
+        begin / PAGE_BYTES * PAGE_BYTES..end.next_multiple_of(PAGE_BYTES)
+    }
+
+    fn head_bytes(&self, row: u32) -> usize {
+        let begin = self.embedding.offset + u64::from(row) * self.embedding.row_bytes;
+        (begin % PAGE_BYTES) as usize
+    }
+}
+
+/// Reads slices when operations announce them.
+#[derive(Debug)]
+pub(crate) struct Provider {
+    /// First: dropping it waits for reads that go to the memory below.
+    state: Mutex<Inner>,
+    slices: Slices,
+    targets: HashMap<TensorKey, Target>,
+    residency: Arc<Residency>,
+    counters: Arc<Counters>,
+    slots: Slots,
+    rows: Option<Rows>,
+    /// Why slices cannot be had: then no `get` gives an address.
+    reason: Mutex<Option<String>>,
+}
+
+/// What one thread at a time changes.
+#[derive(Debug)]
+struct Inner {
+    engine: Box<dyn Engine>,
+    pool: Pool,
+    /// Pinned slices, by index of their tensor among the sparse ones.
+    pinned: Vec<Vec<SliceId>>,
+    /// Layer of the last request.
+    layer: Option<u32>,
+    slots_streamed_max: u32,
+    fetches: Vec<Fetch>,
+    wanted: Vec<SliceId>,
+    done: Vec<Completion>,
+    rows_in_flight: usize,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Provider {
+    /// Slots as `plan` says. `keys` are those of the model's lazy weights.
+    pub(crate) fn new(
+        slices: Slices,
+        plan: &MemoryPlan,
+        pool: Pool,
+        engine: Box<dyn Engine>,
+        keys: impl Iterator<Item = (String, TensorKey)>,
+    ) -> std::io::Result<Provider> {
+        let mut offsets = Vec::new();
+        let mut size_bytes = 0;
+        for class in &plan.slots {
+            for _ in 0..class.n_slots {
+                offsets.push(size_bytes);
+                size_bytes += class.slot_bytes as usize;
+            }
+        }
+        let slots = Slots {
+            region: open_region(size_bytes)?,
+            offsets,
+        };
+        let rows = match slices.embedding() {
+            Some(embedding) if plan.n_embedding_rows > 0 => {
+                let place_bytes = embedding.row_slot_bytes(PAGE_BYTES) as usize;
+                let n_places = plan.n_embedding_rows as usize;
+                Some(Rows {
+                    embedding: embedding.clone(),
+                    region: open_region(place_bytes * n_places)?,
+                    place_bytes,
+                    states: (0..n_places).map(|_| AtomicU8::new(ROW_READY)).collect(),
+                    places: RwLock::default(),
+                })
+            }
+            _ => None,
+        };
+        let target = |name: &str| {
+            let tensor = slices.tensor(name)?;
+            if slices.embedding().is_some_and(|rows| rows.tensor == tensor) {
+                return Some(Target::Rows);
+            }
+            let stacks = slices.sparse_tensors();
+            let index = stacks.iter().position(|stack| stack.tensor == tensor)?;
+            Some(Target::Experts(index))
+        };
+        let targets = keys.filter_map(|(name, key)| Some((key, target(&name)?)));
+        let n_slots_min = plan.slots.iter().map(|class| class.n_slots).min();
+        Ok(Provider {
+            targets: targets.collect(),
+            residency: Arc::clone(pool.residency()),
+            counters: Arc::clone(pool.counters()),
+            state: Mutex::new(Inner {
+                engine,
+                pool,
+                pinned: vec![Vec::new(); slices.sparse_tensors().len()],
+                layer: None,
+                slots_streamed_max: n_slots_min.unwrap_or(0) / 4,
+                fetches: Vec::new(),
+                wanted: Vec::new(),
+                done: Vec::new(),
+                rows_in_flight: 0,
+            }),
+            slices,
+            slots,
+            rows,
+            reason: Mutex::new(None),
+        })
+    }
+
+    pub(crate) fn counters(&self) -> &Arc<Counters> {
+        &self.counters
+    }
+
+    /// What the engine has read.
+    pub(crate) fn engine_counters(&self) -> crate::engine::Counters {
+        lock(&self.state).engine.counters()
+    }
+
+    fn fail(&self, reason: String) {
+        lock(&self.reason).get_or_insert(reason);
+    }
+
+    fn slot_address(&self, slice: SliceId) -> Option<NonNull<u8>> {
+        let slot = self.residency.slot(slice)?;
+        let head_bytes = (self.slices.slice(slice).offset % PAGE_BYTES) as usize;
+        Some(
+            self.slots
+                .region
+                .at(self.slots.offsets[slot.index()] + head_bytes),
+        )
+    }
+
+    /// Starts the reads that the pool has asked for.
+    fn submit(&self, state: &mut Inner) {
+        if state.fetches.is_empty() {
+            return;
+        }
+        // What is computed first comes first: the tensors of a layer in their order.
+        let slices = &self.slices;
+        state
+            .fetches
+            .sort_by_key(|fetch| slices.slice(fetch.slice).sparse_tensor);
+        let reads: Vec<Read> = state
+            .fetches
+            .drain(..)
+            .map(|fetch| {
+                let slice = slices.slice(fetch.slice);
+                let pages = slice.pages(PAGE_BYTES);
+                Read {
+                    file: slice.part as u32,
+                    offset_bytes: pages.start,
+                    target: self.slots.region.at(self.slots.offsets[fetch.slot.index()]),
+                    size_bytes: (pages.end - pages.start) as u32,
+                    key: u64::from(fetch.slice.0),
+                    class: Class::Demand,
+                }
+            })
+            .collect();
+        // SAFETY: the pool gives a slot to one slice at a time, and publishes it only when `note` has seen the completion; until
+        // then no `get` gives its address. The engine is dropped before the region.
+        if let Err(error) = unsafe { state.engine.submit(&reads) } {
+            self.fail(error.to_string());
+        }
+    }
+
+    /// Notes what has been read; waits for something if `wait` says how long. Gives how many reads ended.
+    fn note(&self, state: &mut Inner, wait: Option<Duration>) -> usize {
+        let Inner {
+            engine, pool, done, ..
+        } = state;
+        let mut keep = |completion| done.push(completion);
+        let result = match wait {
+            Some(timeout) => engine.wait(&mut keep, timeout),
+            None => engine.reap(&mut keep),
+        };
+        if let Err(error) = result {
+            self.fail(error.to_string());
+        }
+        let n_ended = done.len();
+        for completion in done.drain(..) {
+            if completion.key & ROW != 0 {
+                state.rows_in_flight -= 1;
+                self.note_row(completion);
+                continue;
+            }
+            let id = SliceId(completion.key as u32);
+            match completion.result {
+                Ok(()) => {
+                    let pages = self.slices.slice(id).pages(PAGE_BYTES);
+                    pool.complete(id, pages.end - pages.start);
+                }
+                Err(error) => {
+                    pool.fail(id);
+                    self.fail(error.to_string());
+                }
+            }
+        }
+        n_ended
+    }
+
+    fn note_row(&self, completion: Completion) {
+        let Some(rows) = &self.rows else { return };
+        let state = match completion.result {
+            Ok(()) => ROW_READY,
+            Err(error) => {
+                self.fail(error.to_string());
+                ROW_FAILED
+            }
+        };
+        let place = (completion.key & !ROW) as usize;
+        rows.states[place].store(state, Ordering::Release);
+    }
+
+    /// Waits until `look` finds something, and counts the time for a layer.
+    fn wait_for<T>(&self, layer: Option<u32>, look: impl Fn() -> Look<T>) -> Option<T> {
+        let begin = Instant::now();
+        let found = self.wait_until(begin, look);
+        if let Some(layer) = layer {
+            let time_ns = begin.elapsed().as_nanos();
+            self.counters.add_stall(layer as usize, time_ns as u64);
+        }
+        found
+    }
+
+    fn wait_until<T>(&self, begin: Instant, look: impl Fn() -> Look<T>) -> Option<T> {
+        loop {
+            match look() {
+                Look::Found(found) => return Some(found),
+                Look::Failed => return None,
+                Look::NotYet => {}
+            }
+            if lock(&self.reason).is_some() {
+                return None;
+            }
+            match self.state.try_lock() {
+                Ok(mut state) => {
+                    let n_ended = self.note(&mut state, Some(WAIT));
+                    if n_ended == 0 && begin.elapsed() > SILENCE {
+                        self.fail(format!("nothing was read for {} s", SILENCE.as_secs()));
+                    }
+                }
+                Err(TryLockError::WouldBlock) => std::thread::yield_now(),
+                Err(TryLockError::Poisoned(_)) => {
+                    self.fail("a thread panicked while it noted what was read".to_owned());
+                }
+            }
+        }
+    }
+
+    fn begin_experts(&self, index: usize, access: &mut Begin<'_>) {
+        let mut state = lock(&self.state);
+        let state = &mut *state;
+        self.note(state, None);
+        if state.pinned[index].is_empty() {
+            self.request(state, index, access);
+        }
+        let stack = &self.slices.sparse_tensors()[index];
+        let id = |expert: i32| SliceId(stack.first.0 + expert.cast_unsigned());
+        access
+            .ids
+            .sort_by_key(|&expert| self.residency.slot(id(expert)).is_none());
+    }
+
+    /// Asks for the experts of all tensors of the layer, or, where those have no room, of this one.
+    fn request(&self, state: &mut Inner, index: usize, access: &Begin<'_>) {
+        let stacks = self.slices.sparse_tensors();
+        let layer = stacks[index].layer;
+        if state.layer.is_none_or(|last| layer <= last) {
+            // What a step that failed has left.
+            for pinned in &mut state.pinned {
+                state.pool.unpin(pinned);
+                pinned.clear();
+            }
+            state.pool.begin_step(match access.node.n_tokens() {
+                0 | 1 => PoolMode::Decode,
+                _ => PoolMode::Stream {
+                    slots_max: state.slots_streamed_max,
+                },
+            });
+        }
+        state.layer = Some(layer);
+        state.wanted.clear();
+        for &expert in access.ids.iter() {
+            let id = SliceId(stacks[index].first.0 + expert.cast_unsigned());
+            state.wanted.extend(self.slices.expert(id));
+        }
+        let all = state.pool.request(&state.wanted, &mut state.fetches);
+        let requested = all.or_else(|_| {
+            let slices = &self.slices;
+            state
+                .wanted
+                .retain(|&id| slices.slice(id).sparse_tensor == index);
+            state.pool.request(&state.wanted, &mut state.fetches)
+        });
+        match requested {
+            Ok(()) => {
+                for &id in &state.wanted {
+                    state.pinned[self.slices.slice(id).sparse_tensor].push(id);
+                }
+                self.submit(state);
+            }
+            Err(full) => self.fail(full.to_string()),
+        }
+    }
+
+    fn begin_rows(&self, rows: &Rows, access: &Begin<'_>) {
+        let mut state = lock(&self.state);
+        // A step that failed may have left reads under way.
+        while state.rows_in_flight > 0 && lock(&self.reason).is_none() {
+            self.note(&mut state, Some(WAIT));
+        }
+        if access.ids.len() > rows.states.len() {
+            return self.fail(format!(
+                "{} rows of the embedding are needed at once, and there is room for {}",
+                access.ids.len(),
+                rows.states.len()
+            ));
+        }
+        let mut places = rows.places.write().unwrap_or_else(PoisonError::into_inner);
+        places.clear();
+        let row_and_place = access.ids.iter().map(|id| id.cast_unsigned()).zip(0..);
+        places.extend(row_and_place);
+        places.sort_unstable();
+        let read = |&(row, place): &(u32, usize)| {
+            rows.states[place].store(ROW_IN_FLIGHT, Ordering::Relaxed);
+            let pages = rows.pages(row);
+            Read {
+                file: rows.embedding.part as u32,
+                offset_bytes: pages.start,
+                target: rows.region.at(place * rows.place_bytes),
+                size_bytes: (pages.end - pages.start) as u32,
+                key: ROW | place as u64,
+                class: Class::Demand,
+            }
+        };
+        let reads: Vec<Read> = places.iter().map(read).collect();
+        state.rows_in_flight += reads.len();
+        // SAFETY: no read is under way to any place of the buffer, and no operation reads it: its last one has ended. A row is
+        // read only after its state says so. The engine is dropped before the buffer.
+        if let Err(error) = unsafe { state.engine.submit(&reads) } {
+            self.fail(error.to_string());
+        }
+    }
+
+    fn row(&self, rows: &Rows, row: u32) -> Option<NonNull<u8>> {
+        let place = {
+            let places = rows.places.read().unwrap_or_else(PoisonError::into_inner);
+            let found = places.binary_search_by_key(&row, |&(row, _)| row).ok()?;
+            places[found].1
+        };
+        let offset_bytes = place * rows.place_bytes + rows.head_bytes(row);
+        let look = || match rows.states[place].load(Ordering::Acquire) {
+            ROW_READY => Look::Found(rows.region.at(offset_bytes)),
+            ROW_FAILED => Look::Failed,
+            _ => Look::NotYet,
+        };
+        match look() {
+            Look::Found(address) => Some(address),
+            _ => self.wait_for(None, look),
+        }
+    }
+
+    fn expert(&self, index: usize, expert: u32) -> Option<NonNull<u8>> {
+        let stack = &self.slices.sparse_tensors()[index];
+        if expert >= stack.n_slices {
+            return None;
+        }
+        let id = SliceId(stack.first.0 + expert);
+        if let Some(address) = self.slot_address(id) {
+            return Some(address);
+        }
+        self.wait_for(Some(stack.layer), || match self.slot_address(id) {
+            Some(address) => Look::Found(address),
+            None if self.residency.state(id) == State::Failed => Look::Failed,
+            None => Look::NotYet,
+        })
+    }
+}
+
+/// What a look at a slice found.
+enum Look<T> {
+    Found(T),
+    NotYet,
+    Failed,
+}
+
+fn open_region(size_bytes: usize) -> std::io::Result<Region> {
+    let region = Region::reserve(size_bytes)?;
+    region.open(0..size_bytes)?;
+    region.advise_huge(0..size_bytes);
+    Ok(region)
+}
+
+// SAFETY: between `begin` and `end` a slice that was announced is pinned: the pool does not give its slot to another one, and
+// nothing is read into it. An address is given only when the read into it has ended well: the residency word, or the row's
+// state, is published after that. Slots and rows live as long as the provider.
+unsafe impl SliceProvider for Provider {
+    fn begin(&self, access: &mut Begin<'_>) {
+        match (self.targets.get(&access.weight.key()), access.dim) {
+            (Some(&Target::Experts(index)), Dim::Matrices) => self.begin_experts(index, access),
+            (Some(Target::Rows), Dim::Rows) => match &self.rows {
+                Some(rows) => self.begin_rows(rows, access),
+                None => self.fail("the plan has no room for rows of the embedding".to_owned()),
+            },
+            _ => self.fail(format!(
+                "{} is read as a whole by {}, and only slices of it can be",
+                access.weight.name(),
+                access.node.op()
+            )),
+        }
+    }
+
+    fn get(&self, weight: WeightRef<'_>, which: Which) -> Option<NonNull<u8>> {
+        match (self.targets.get(&weight.key())?, which) {
+            (&Target::Experts(index), Which::Matrix(expert)) => self.expert(index, expert),
+            (Target::Rows, Which::Row(row)) => self.row(self.rows.as_ref()?, row),
+            _ => None,
+        }
+    }
+
+    fn end(&self, _: NodeRef<'_>, weight: WeightRef<'_>) {
+        if let Some(&Target::Experts(index)) = self.targets.get(&weight.key()) {
+            let mut state = lock(&self.state);
+            let state = &mut *state;
+            state.pool.unpin(&state.pinned[index]);
+            state.pinned[index].clear();
+        }
+    }
+
+    fn take_reason(&self) -> Option<String> {
+        lock(&self.reason).take()
+    }
+}
