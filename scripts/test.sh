@@ -18,7 +18,7 @@ Runs the steps in this order, or only the named ones: ${all_steps[*]}
   patches    the series applies, and the patched files have the recorded hashes
   clippy     warnings are errors
   test       cargo test of the whole workspace
-  loom       the access log's ring under every interleaving of its threads
+  loom       the access log's ring and the pager's slots under every interleaving of their threads
   doc        documentation builds without a warning
   cpp        the kernels' own tests in C++ (tests/cpp)
   unpatched  the same token ids as a build of the unpatched source
@@ -60,6 +60,8 @@ step_test() {
 step_loom() {
     CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-target}/loom" RUSTFLAGS="--cfg loom" \
         cargo test --quiet --locked -p tracer --lib --release ring
+    # A feature instead of the flag: crates that pager depends on would see the flag, too.
+    cargo test --quiet --locked -p pager --lib --features loom every_interleaving
 }
 
 step_doc() { RUSTDOCFLAGS="-D warnings" cargo doc --quiet --locked --workspace --no-deps; }

@@ -1,2 +1,22 @@
 //! Weights of a model within a memory budget.
+//!
+//! [`Slices`] says which bytes of a model are read by slices, [`MemoryPlan`] what of them lives where in
+//! a budget, and [`Pool`] which slice is in which slot: none of these reads a byte.
 #![deny(missing_docs)]
+
+pub mod budget;
+mod counters;
+pub mod engine;
+pub mod plan;
+pub mod policy;
+pub mod pool;
+pub mod residency;
+pub mod slices;
+
+pub use budget::Budget;
+pub use counters::{Counters, CountersSnapshot, LayerCounts};
+pub use plan::{Demand, MemoryPlan, Pages, PlanError};
+pub use policy::{Policy, PolicyName};
+pub use pool::{Fetch, Pool, PoolFull, PoolMode, PoolSlice, SlotId};
+pub use residency::{Residency, State};
+pub use slices::{SliceId, Slices};
