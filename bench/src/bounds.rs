@@ -13,6 +13,15 @@ use anyhow::{Context as _, Result};
 
 use crate::protocol::Outcome;
 
+/// What a bound depends on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Key {
+    budget_bytes: Option<u64>,
+    n_tokens: usize,
+    /// KV cache and compute buffers.
+    buffer_bytes: u64,
+}
+
 /// What bounds are made of.
 #[derive(Debug)]
 pub(crate) struct Bounds {
@@ -24,8 +33,8 @@ pub(crate) struct Bounds {
     /// Tokens of the trace before the first that is decoded: left out, and those of the prompt.
     skip: usize,
     n_prompt: usize,
-    /// By budget, tokens, and bytes of buffers: runs of a row mostly agree in them.
-    known: RefCell<HashMap<(Option<u64>, usize, u64), Option<f64>>>,
+    /// Runs of a row mostly agree in what their bound depends on.
+    known: RefCell<HashMap<Key, Option<f64>>>,
 }
 
 impl Bounds {
@@ -59,33 +68,32 @@ impl Bounds {
         let buffer_bytes = buffers
             .map(|buffer| buffer.context_bytes + buffer.compute_bytes)
             .sum();
-        let key = (budget_bytes, n_tokens, buffer_bytes);
+        let key = Key {
+            budget_bytes,
+            n_tokens,
+            buffer_bytes,
+        };
         if let Some(&bound) = self.known.borrow().get(&key) {
             return bound;
         }
-        let bound = self.compute(budget_bytes, n_tokens, buffer_bytes);
+        let bound = self.compute(key);
         self.known.borrow_mut().insert(key, bound);
         bound
     }
 
-    fn compute(
-        &self,
-        budget_bytes: Option<u64>,
-        n_tokens: usize,
-        buffer_bytes: u64,
-    ) -> Option<f64> {
+    fn compute(&self, key: Key) -> Option<f64> {
         let window = Window {
             skip: self.skip,
             warmup: self.n_prompt,
-            n_tokens: Some(n_tokens),
+            n_tokens: Some(key.n_tokens),
         };
         let workload = self.sizes.workload(&self.trace, window).ok()?;
         let conditions = Conditions {
-            other_bytes: self.dense_bytes + buffer_bytes,
+            other_bytes: self.dense_bytes + key.buffer_bytes,
             request_bytes: self.sizes.slice_bytes_max,
             in_ram_step_ms: self.step_ms,
         };
         let roofline = Roofline::new(&workload, &self.curve, conditions).ok()?;
-        Some(roofline.bound(budget_bytes).ok()?.tokens_per_s)
+        Some(roofline.bound(key.budget_bytes).ok()?.tokens_per_s)
     }
 }

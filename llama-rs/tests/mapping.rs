@@ -102,11 +102,14 @@ unsafe impl ModelMemory for Guarded {
     }
 }
 
+/// Index of a file, and offset in it.
+type Place = (usize, usize);
+
 /// Gives each slice in memory of its own, read from the place in the file that its address stands for.
 struct FromFiles {
     files: Vec<File>,
     parts: Arc<Mutex<Vec<Part>>>,
-    slices: Mutex<HashMap<(usize, usize), Box<[Line]>>>,
+    slices: Mutex<HashMap<Place, Box<[Line]>>>,
 }
 
 /// Bytes at an address that suits every kernel.

@@ -46,8 +46,16 @@ fn a_model_that_cannot_be_loaded_is_a_status() {
     let mut model = std::ptr::null_mut();
     let mut path = c"/no/such/model.gguf".as_ptr();
     // SAFETY: the paths live through the call, and `model` is a valid place for the result.
-    let status =
-        unsafe { faultline_model_load(&mut path, 1, llama_model_default_params(), &mut model) };
+    let status = unsafe {
+        faultline_model_load(
+            &mut path,
+            1,
+            llama_model_default_params(),
+            std::ptr::null(),
+            std::ptr::null_mut(),
+            &mut model,
+        )
+    };
     assert_eq!(status, FAULTLINE_ERR_NULL as i32);
     assert!(model.is_null());
     // SAFETY: the message is valid until the next failure of this thread.
