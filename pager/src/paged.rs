@@ -65,6 +65,9 @@ pub struct PagerOptions {
     pub policy: PolicyName,
     /// How it is read.
     pub reads: Preference,
+    /// Memory of the process that is not for this model and counts in the budget. `None`: the anonymous memory that it has
+    /// when the model is loaded.
+    pub process_bytes: Option<u64>,
 }
 
 /// A model whose dense weights are in memory and whose experts are read into slots.
@@ -89,7 +92,7 @@ pub struct PagedModel {
     slices: Slices,
     options: PagerOptions,
     budget_bytes: u64,
-    /// Anonymous memory of the process before the model was loaded.
+    /// What of the budget is not for the model.
     process_bytes: u64,
 }
 
@@ -135,7 +138,10 @@ impl PagedModel {
             .budget
             .resolve(tables.total_bytes())
             .map_err(system("it cannot be told how much memory is free"))?;
-        let process_bytes = anonymous_bytes().map_err(system("/proc/self/status"))?;
+        let process_bytes = match options.process_bytes {
+            Some(bytes) => bytes,
+            None => anonymous_bytes().map_err(system("/proc/self/status"))?,
+        };
         let needed_bytes = process_bytes + slices.dense_bytes();
         if needed_bytes > budget_bytes {
             return Err(PagerError::Dense {

@@ -34,7 +34,10 @@ const ROW_FAILED: u8 = 2;
 enum Target {
     /// Index into [`Slices::sparse_tensors`].
     Experts(usize),
+    /// Of an embedding that is read row by row.
     Rows,
+    /// Of a tensor that is in memory as a whole: an embedding so small that reading its rows would not pay.
+    InMemory,
 }
 
 /// Places of all slots.
@@ -146,8 +149,8 @@ impl Provider {
                 return Some(Target::Rows);
             }
             let stacks = slices.sparse_tensors();
-            let index = stacks.iter().position(|stack| stack.tensor == tensor)?;
-            Some(Target::Experts(index))
+            let index = stacks.iter().position(|stack| stack.tensor == tensor);
+            Some(index.map_or(Target::InMemory, Target::Experts))
         };
         let targets = keys.filter_map(|(name, key)| Some((key, target(&name)?)));
         let n_slots_min = plan.slots.iter().map(|class| class.n_slots).min();
@@ -324,7 +327,7 @@ impl Provider {
         let id = |expert: i32| SliceId(stack.first.0 + expert.cast_unsigned());
         access
             .ids
-            .sort_by_key(|&expert| self.residency.slot(id(expert)).is_none());
+            .sort_by_key(|expert| self.residency.slot(id(expert)).is_none());
     }
 
     /// Asks for the experts of all tensors of the layer, or, where those have no room, of this one.
@@ -459,10 +462,12 @@ fn open_region(size_bytes: usize) -> std::io::Result<Region> {
 
 // SAFETY: between `begin` and `end` a slice that was announced is pinned: the pool does not give its slot to another one, and
 // nothing is read into it. An address is given only when the read into it has ended well: the residency word, or the row's
-// state, is published after that. Slots and rows live as long as the provider.
+// state, is published after that. Slots and rows live as long as the provider; what is in memory as a whole was read while the
+// model was loaded, which `WeightMemory::map` has waited for.
 unsafe impl SliceProvider for Provider {
     fn begin(&self, access: &mut Begin<'_>) {
         match (self.targets.get(&access.weight.key()), access.dim) {
+            (Some(Target::InMemory), _) => {}
             (Some(&Target::Experts(index)), Dim::Matrices) => self.begin_experts(index, access),
             (Some(Target::Rows), Dim::Rows) => match &self.rows {
                 Some(rows) => self.begin_rows(rows, access),
@@ -478,6 +483,7 @@ unsafe impl SliceProvider for Provider {
 
     fn get(&self, weight: WeightRef<'_>, which: Which) -> Option<NonNull<u8>> {
         match (self.targets.get(&weight.key())?, which) {
+            (Target::InMemory, _) => weight.mapped(which),
             (&Target::Experts(index), Which::Matrix(expert)) => self.expert(index, expert),
             (Target::Rows, Which::Row(row)) => self.row(self.rows.as_ref()?, row),
             _ => None,

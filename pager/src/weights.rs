@@ -27,6 +27,8 @@ pub(crate) struct WeightMemory {
     files: Arc<ModelFiles>,
     preference: Preference,
     ranges: Vec<DenseRange>,
+    /// Part and bytes of an embedding that is in memory as a whole. llama.cpp reads it on demand and so never asks to load it.
+    embedding: Option<(usize, Range<u64>)>,
     regions: Vec<Option<Region>>,
     /// Reads that have not ended, in the order of the files.
     pending: VecDeque<Pending>,
@@ -49,6 +51,14 @@ impl WeightMemory {
             files,
             preference,
             ranges: slices.dense_ranges(PAGE_BYTES),
+            embedding: slices.tensor("token_embd.weight").and_then(|index| {
+                let mut dense = slices.dense_tensors().iter();
+                let tensor = dense.find(|tensor| tensor.tensor == index)?;
+                Some((
+                    tensor.part,
+                    tensor.offset..tensor.offset + tensor.size_bytes,
+                ))
+            }),
             pending: VecDeque::new(),
             n_submitted: 0,
         }
@@ -175,6 +185,9 @@ unsafe impl ModelMemory for WeightMemory {
         self.regions[file] = Some(region);
         for range in ranges {
             self.start(file, range)?;
+        }
+        if let Some((_, bytes)) = self.embedding.clone().filter(|(part, _)| *part == file) {
+            self.finish(file, &bytes)?;
         }
         Ok(start)
     }
