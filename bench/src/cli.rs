@@ -86,7 +86,8 @@ pub(crate) struct RunArgs {
     /// Model file, or the first of a split set [default: a generated demo model in the cache folder]
     #[arg(short, long, value_name = "FILE")]
     pub(crate) model: Option<PathBuf>,
-    /// Prefetch modes: eager, none, selective, all, or a list; the first is the reference of the ratios
+    /// Prefetch modes: eager, none, selective, pager (experts in slots within the budget), all (the first three), or a list; the first is the
+    /// reference of the ratios
     #[arg(long, value_name = "MODES", default_value = "all")]
     prefetch: Modes,
     /// Tokens of the prompt. Few by default: a long prompt touches every expert, whatever the mode

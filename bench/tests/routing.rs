@@ -306,7 +306,12 @@ fn stock_computes_the_same() {
                 assert!(row["token16_ms"].as_f64() > row["first_token_ms"].as_f64());
                 assert!(row["faults_minor"].as_u64().unwrap() > 0);
                 assert_eq!(row["resident_after_load_bytes"], Value::Null);
-                assert_eq!(row["resident_end_bytes"], file_bytes, "a warm run");
+                // A warm run; the kernel may have taken a few pages back.
+                let resident_bytes = row["resident_end_bytes"].as_u64().unwrap();
+                assert!(
+                    10 * resident_bytes >= 9 * file_bytes && resident_bytes <= file_bytes,
+                    "{resident_bytes} of {file_bytes}"
+                );
             }
             let modes: Vec<_> = decode
                 .iter()
