@@ -1,34 +1,32 @@
 //! Slices for a context: experts in slots, rows of the embedding in a buffer, read when an operation announces them.
 
+mod experts;
+mod rows;
+
 use std::collections::HashMap;
-use std::ops::Range;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::AtomicU8;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, TryLockError};
 use std::time::{Duration, Instant};
 
 use llama_rs::{Begin, Dim, NodeRef, SliceProvider, TensorKey, WeightRef, Which};
 
 use crate::counters::Counters;
-use crate::engine::{Class, Completion, Engine, Read};
+use crate::engine::{Completion, Engine};
 use crate::plan::MemoryPlan;
-use crate::pool::{Fetch, Pool, PoolMode};
+use crate::pool::{Fetch, Pool};
 use crate::region::Region;
-use crate::residency::{Residency, State};
-use crate::slices::{Embedding, SliceId, Slices};
+use crate::residency::Residency;
+use crate::slices::{SliceId, Slices};
+
+use experts::Slots;
+use rows::{ROW, ROW_READY, Rows};
 
 const PAGE_BYTES: u64 = 4096;
 /// Longest time in the kernel before a waiting thread looks again.
 const WAIT: Duration = Duration::from_millis(5);
 /// Longest time that a slice is waited for without anything arriving.
 const SILENCE: Duration = Duration::from_secs(120);
-/// Set in the keys of reads of rows.
-const ROW: u64 = 1 << 63;
-
-const ROW_IN_FLIGHT: u8 = 0;
-const ROW_READY: u8 = 1;
-const ROW_FAILED: u8 = 2;
-
 /// What a weight's slices are.
 #[derive(Clone, Copy, Debug)]
 enum Target {
@@ -38,39 +36,6 @@ enum Target {
     Rows,
     /// Of a tensor that is in memory as a whole: an embedding so small that reading its rows would not pay.
     InMemory,
-}
-
-/// Places of all slots.
-#[derive(Debug)]
-struct Slots {
-    region: Region,
-    /// Where each slot begins in the region.
-    offsets: Vec<usize>,
-}
-
-/// Rows of the embedding that an operation reads.
-#[derive(Debug)]
-struct Rows {
-    embedding: Embedding,
-    region: Region,
-    place_bytes: usize,
-    states: Vec<AtomicU8>,
-    /// Row and place of each, ascending by row. Written by `begin` while no thread reads.
-    places: RwLock<Vec<(u32, usize)>>,
-}
-
-impl Rows {
-    /// The pages that hold a row.
-    fn pages(&self, row: u32) -> Range<u64> {
-        let begin = self.embedding.offset + u64::from(row) * self.embedding.row_bytes;
-        let end = begin + self.embedding.row_bytes;
-        begin / PAGE_BYTES * PAGE_BYTES..end.next_multiple_of(PAGE_BYTES)
-    }
-
-    fn head_bytes(&self, row: u32) -> usize {
-        let begin = self.embedding.offset + u64::from(row) * self.embedding.row_bytes;
-        (begin % PAGE_BYTES) as usize
-    }
 }
 
 /// Reads slices when operations announce them.
@@ -189,49 +154,6 @@ impl Provider {
         lock(&self.reason).get_or_insert(reason);
     }
 
-    fn slot_address(&self, slice: SliceId) -> Option<NonNull<u8>> {
-        let slot = self.residency.slot(slice)?;
-        let head_bytes = (self.slices.slice(slice).offset % PAGE_BYTES) as usize;
-        Some(
-            self.slots
-                .region
-                .at(self.slots.offsets[slot.index()] + head_bytes),
-        )
-    }
-
-    /// Starts the reads that the pool has asked for.
-    fn submit(&self, state: &mut Inner) {
-        if state.fetches.is_empty() {
-            return;
-        }
-        // What is computed first comes first: the tensors of a layer in their order.
-        let slices = &self.slices;
-        state
-            .fetches
-            .sort_by_key(|fetch| slices.slice(fetch.slice).sparse_tensor);
-        let reads: Vec<Read> = state
-            .fetches
-            .drain(..)
-            .map(|fetch| {
-                let slice = slices.slice(fetch.slice);
-                let pages = slice.pages(PAGE_BYTES);
-                Read {
-                    file: slice.part as u32,
-                    offset_bytes: pages.start,
-                    target: self.slots.region.at(self.slots.offsets[fetch.slot.index()]),
-                    size_bytes: (pages.end - pages.start) as u32,
-                    key: u64::from(fetch.slice.0),
-                    class: Class::Demand,
-                }
-            })
-            .collect();
-        // SAFETY: the pool gives a slot to one slice at a time, and publishes it only when `note` has seen the completion; until
-        // then no `get` gives its address. The engine is dropped before the region.
-        if let Err(error) = unsafe { state.engine.submit(&reads) } {
-            self.fail(error.to_string());
-        }
-    }
-
     /// Notes what has been read; waits for something if `wait` says how long. Gives how many reads ended.
     fn note(&self, state: &mut Inner, wait: Option<Duration>) -> usize {
         let Inner {
@@ -265,19 +187,6 @@ impl Provider {
             }
         }
         n_ended
-    }
-
-    fn note_row(&self, completion: Completion) {
-        let Some(rows) = &self.rows else { return };
-        let state = match completion.result {
-            Ok(()) => ROW_READY,
-            Err(error) => {
-                self.fail(error.to_string());
-                ROW_FAILED
-            }
-        };
-        let place = (completion.key & !ROW) as usize;
-        rows.states[place].store(state, Ordering::Release);
     }
 
     /// Waits until `look` finds something, and counts the time for a layer.
@@ -314,135 +223,6 @@ impl Provider {
                 }
             }
         }
-    }
-
-    fn begin_experts(&self, index: usize, access: &mut Begin<'_>) {
-        let mut state = lock(&self.state);
-        let state = &mut *state;
-        self.note(state, None);
-        if state.pinned[index].is_empty() {
-            self.request(state, index, access);
-        }
-        let stack = &self.slices.sparse_tensors()[index];
-        let id = |expert: i32| SliceId(stack.first.0 + expert.cast_unsigned());
-        access
-            .ids
-            .sort_by_key(|expert| self.residency.slot(id(expert)).is_none());
-    }
-
-    /// Asks for the experts of all tensors of the layer, or, where those have no room, of this one.
-    fn request(&self, state: &mut Inner, index: usize, access: &Begin<'_>) {
-        let stacks = self.slices.sparse_tensors();
-        let layer = stacks[index].layer;
-        if state.layer.is_none_or(|last| layer <= last) {
-            // What a step that failed has left.
-            for pinned in &mut state.pinned {
-                state.pool.unpin(pinned);
-                pinned.clear();
-            }
-            state.pool.begin_step(match access.node.n_tokens() {
-                0 | 1 => PoolMode::Decode,
-                _ => PoolMode::Stream {
-                    slots_max: state.slots_streamed_max,
-                },
-            });
-        }
-        state.layer = Some(layer);
-        state.wanted.clear();
-        for &expert in access.ids.iter() {
-            let id = SliceId(stacks[index].first.0 + expert.cast_unsigned());
-            state.wanted.extend(self.slices.expert(id));
-        }
-        let all = state.pool.request(&state.wanted, &mut state.fetches);
-        let requested = all.or_else(|_| {
-            let slices = &self.slices;
-            state
-                .wanted
-                .retain(|&id| slices.slice(id).sparse_tensor == index);
-            state.pool.request(&state.wanted, &mut state.fetches)
-        });
-        match requested {
-            Ok(()) => {
-                for &id in &state.wanted {
-                    state.pinned[self.slices.slice(id).sparse_tensor].push(id);
-                }
-                self.submit(state);
-            }
-            Err(full) => self.fail(full.to_string()),
-        }
-    }
-
-    fn begin_rows(&self, rows: &Rows, access: &Begin<'_>) {
-        let mut state = lock(&self.state);
-        // A step that failed may have left reads under way.
-        while state.rows_in_flight > 0 && lock(&self.reason).is_none() {
-            self.note(&mut state, Some(WAIT));
-        }
-        if access.ids.len() > rows.states.len() {
-            return self.fail(format!(
-                "{} rows of the embedding are needed at once, and there is room for {}",
-                access.ids.len(),
-                rows.states.len()
-            ));
-        }
-        let mut places = rows.places.write().unwrap_or_else(PoisonError::into_inner);
-        places.clear();
-        let row_and_place = access.ids.iter().map(|id| id.cast_unsigned()).zip(0..);
-        places.extend(row_and_place);
-        places.sort_unstable();
-        let read = |&(row, place): &(u32, usize)| {
-            rows.states[place].store(ROW_IN_FLIGHT, Ordering::Relaxed);
-            let pages = rows.pages(row);
-            Read {
-                file: rows.embedding.part as u32,
-                offset_bytes: pages.start,
-                target: rows.region.at(place * rows.place_bytes),
-                size_bytes: (pages.end - pages.start) as u32,
-                key: ROW | place as u64,
-                class: Class::Demand,
-            }
-        };
-        let reads: Vec<Read> = places.iter().map(read).collect();
-        state.rows_in_flight += reads.len();
-        // SAFETY: no read is under way to any place of the buffer, and no operation reads it: its last one has ended. A row is
-        // read only after its state says so. The engine is dropped before the buffer.
-        if let Err(error) = unsafe { state.engine.submit(&reads) } {
-            self.fail(error.to_string());
-        }
-    }
-
-    fn row(&self, rows: &Rows, row: u32) -> Option<NonNull<u8>> {
-        let place = {
-            let places = rows.places.read().unwrap_or_else(PoisonError::into_inner);
-            let found = places.binary_search_by_key(&row, |&(row, _)| row).ok()?;
-            places[found].1
-        };
-        let offset_bytes = place * rows.place_bytes + rows.head_bytes(row);
-        let look = || match rows.states[place].load(Ordering::Acquire) {
-            ROW_READY => Look::Found(rows.region.at(offset_bytes)),
-            ROW_FAILED => Look::Failed,
-            _ => Look::NotYet,
-        };
-        match look() {
-            Look::Found(address) => Some(address),
-            _ => self.wait_for(None, look),
-        }
-    }
-
-    fn expert(&self, index: usize, expert: u32) -> Option<NonNull<u8>> {
-        let stack = &self.slices.sparse_tensors()[index];
-        if expert >= stack.n_slices {
-            return None;
-        }
-        let id = SliceId(stack.first.0 + expert);
-        if let Some(address) = self.slot_address(id) {
-            return Some(address);
-        }
-        self.wait_for(Some(stack.layer), || match self.slot_address(id) {
-            Some(address) => Look::Found(address),
-            None if self.residency.state(id) == State::Failed => Look::Failed,
-            None => Look::NotYet,
-        })
     }
 }
 
