@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use analysis::routing::{RoutingTrace, Shape};
 use analysis::simulate::{Cache, Capacity, Counts, Mix, PolicyName, Window, Workload, simulate};
+use forecast::NextUse;
 use proptest::prelude::*;
 use tracer::{Access, Flags, LogReader, LogWriter, Node, OnFull, Op, Record, Tables, Tensor};
 
@@ -62,6 +63,7 @@ impl Model {
         let mut clock = 0;
         // Slices of each token before, and of this one so far.
         let (mut used_by, mut now) = (Vec::new(), Vec::new());
+        let mut next = NextUse::new(&self.sizes.iter().map(Vec::len).collect::<Vec<_>>());
         for (token, layers) in self.tokens.iter().enumerate() {
             if token == self.n_warmup {
                 counts.fill(Counts::default());
@@ -92,6 +94,8 @@ impl Model {
                     *uses.entry(key).or_default() += 1.0;
                     now.push(key);
                 }
+                let picks: Vec<u32> = slices.iter().map(|&slice| slice as u32).collect();
+                next.observe(layer, &picks);
                 for key in missing {
                     loop {
                         let mut pool: Vec<Slice> = resident.clone();
@@ -116,6 +120,7 @@ impl Model {
                                 mix.short_share * rate(mix.short_decay)
                                     + (1.0 - mix.short_share) * rate(mix.long_decay)
                             }
+                            PolicyName::NextUse => -next.of(other.0, other.1),
                             PolicyName::Belady => -(self.next_use(*other, token, layer) as f64),
                         };
                         // The first of equal ones: the sort is by last use.
@@ -167,7 +172,7 @@ impl Model {
 }
 
 /// A decay that is a power of two: counts stay exact however they are computed.
-const POLICIES: [PolicyName; 6] = [
+const POLICIES: [PolicyName; 7] = [
     PolicyName::Lru,
     PolicyName::Lfu,
     PolicyName::LfuDecay(0.5),
@@ -177,6 +182,7 @@ const POLICIES: [PolicyName; 6] = [
         long_decay: 0.75,
         short_share: 0.25,
     }),
+    PolicyName::NextUse,
     PolicyName::Belady,
 ];
 

@@ -30,14 +30,12 @@ fn pool(n_slots: u32, policy: &str) -> (Pool, u32) {
     let slices: Vec<PoolSlice> = (0..N_LAYERS * n_experts)
         .map(|index| PoolSlice {
             layer: index / n_experts,
+            expert: index % n_experts,
             class: 0,
             size_bytes: 1 << 20,
         })
         .collect();
-    let policy = policy
-        .parse::<pager::PolicyName>()
-        .unwrap()
-        .build(slices.len());
+    let policy = policy.parse::<pager::PolicyName>().unwrap().build(&slices);
     (Pool::new(slices, &[n_slots], policy), n_experts)
 }
 

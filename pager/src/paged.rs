@@ -13,7 +13,7 @@ use crate::engine::{EngineError, EngineReport, ModelFiles, Preference, open_engi
 use crate::plan::{Demand, MemoryPlan, Pages, PlanError};
 use crate::policy::PolicyName;
 use crate::pool::Pool;
-use crate::provider::Provider;
+use crate::provider::{Ahead, Provider};
 use crate::slices::{Slices, TooManySlices};
 use crate::weights::WeightMemory;
 
@@ -63,6 +63,8 @@ pub struct PagerOptions {
     pub budget: Budget,
     /// What is evicted.
     pub policy: PolicyName,
+    /// Experts that the next layer uses with at least this probability are read ahead; `None`: none are.
+    pub lookahead: Option<f64>,
     /// How it is read.
     pub reads: Preference,
     /// Memory of the process that is not for this model and counts in the budget. `None`: the anonymous memory that it has
@@ -197,11 +199,9 @@ impl PagedModel {
             n_ubatch: context.n_ubatch(),
         };
         let plan = MemoryPlan::new(&self.slices, self.budget_bytes, &demand, Pages::default())?;
-        let pool = Pool::new(
-            plan.pool_slices(&self.slices),
-            &plan.class_slots(),
-            self.options.policy.build(self.slices.len()),
-        );
+        let pool_slices = plan.pool_slices(&self.slices);
+        let policy = self.options.policy.build(&pool_slices);
+        let pool = Pool::new(pool_slices, &plan.class_slots(), policy);
         // Registering would allocate all slots at once, for little: docs/pager.md.
         let reads = Preference {
             register: false,
@@ -214,7 +214,8 @@ impl PagedModel {
             .into_iter()
             .filter(|weight| weight.is_lazy);
         let keys = lazy.map(|weight| (weight.name, weight.key));
-        let provider = Provider::new(self.slices.clone(), &plan, pool, engine, keys);
+        let ahead = (self.options.lookahead).map(|min| Ahead::new(&self.slices, min));
+        let provider = Provider::new(self.slices.clone(), &plan, pool, engine, ahead, keys);
         let provider = Arc::new(provider.map_err(|source| PagerError::System {
             what: "no memory for slots",
             source,

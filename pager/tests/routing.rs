@@ -40,14 +40,12 @@ fn replay(
     let slices: Vec<PoolSlice> = (0..trace.n_layers() as u32 * n_experts * n_tensors)
         .map(|index| PoolSlice {
             layer: index / (n_experts * n_tensors),
+            expert: index % n_experts,
             class: index / (n_experts * n_tensors) % n_classes,
             size_bytes: EXPERT_BYTES / u64::from(n_tensors),
         })
         .collect();
-    let policy = policy
-        .parse::<pager::PolicyName>()
-        .unwrap()
-        .build(slices.len());
+    let policy = policy.parse::<pager::PolicyName>().unwrap().build(&slices);
     let mut pool = Pool::new(slices, class_slots, policy);
     let (mut ids, mut fetches): (Vec<SliceId>, Vec<Fetch>) = (Vec::new(), Vec::new());
     for token in 0..n_tokens {
@@ -94,6 +92,8 @@ fn the_pool_misses_what_the_simulator_says() {
             ("lfu-decay:0.99", 192),
             ("lfu", 288),
             ("lru", 288),
+            ("next-use", 96),
+            ("next-use", 288),
         ] {
             let expected = simulated(&trace, n_tokens, n_slots, policy);
             let found = replay(&trace, n_tokens, 1, &[n_slots as u32], policy);
@@ -108,9 +108,11 @@ fn the_pool_misses_what_the_simulator_says() {
         let found = replay(&trace, 1_000, 1, &[288], "lfu-mix");
         assert_eq!(found.miss_bytes, expected.miss_bytes, "{name}");
         // Gate, up and down of an expert are slices of their own and come and go together.
-        let expected = simulated(&trace, 3_000, 288, "lfu-decay:0.95");
-        let found = replay(&trace, 3_000, 3, &[3 * 288], "lfu-decay:0.95");
-        assert_eq!(found.miss_bytes, expected.miss_bytes, "{name}");
+        for policy in ["lfu-decay:0.95", "next-use"] {
+            let expected = simulated(&trace, 3_000, 288, policy);
+            let found = replay(&trace, 3_000, 3, &[3 * 288], policy);
+            assert_eq!(found.miss_bytes, expected.miss_bytes, "{name} {policy}");
+        }
     }
 }
 
@@ -171,16 +173,13 @@ fn a_prompt_does_not_evict_the_decode_set() {
     let slices: Vec<PoolSlice> = (0..N_LAYERS * N_EXPERTS)
         .map(|index| PoolSlice {
             layer: index / N_EXPERTS,
+            expert: index % N_EXPERTS,
             class: 0,
             size_bytes: 1,
         })
         .collect();
-    let n_slices = slices.len();
-    let mut pool = Pool::new(
-        slices,
-        &[N_SLOTS],
-        pager::PolicyName::default().build(n_slices),
-    );
+    let policy = pager::PolicyName::default().build(&slices);
+    let mut pool = Pool::new(slices, &[N_SLOTS], policy);
     let mut fetches = Vec::new();
     let mut step = |pool: &mut Pool, mode, n_experts: u32| {
         pool.begin_step(mode);
@@ -218,13 +217,15 @@ fn a_prompt_does_not_evict_the_decode_set() {
 /// Reading ahead for a prompt stops where it would take more from decoding than it may.
 #[test]
 fn streaming_ahead_has_a_limit() {
-    let slice = |layer| PoolSlice {
-        layer,
+    let slice = |index: u32| PoolSlice {
+        layer: index / 8,
+        expert: index % 8,
         class: 0,
         size_bytes: 1,
     };
-    let slices: Vec<_> = (0..3).flat_map(|layer| [slice(layer); 8]).collect();
-    let mut pool = Pool::new(slices, &[8], pager::PolicyName::default().build(24));
+    let slices: Vec<_> = (0..24).map(slice).collect();
+    let policy = pager::PolicyName::default().build(&slices);
+    let mut pool = Pool::new(slices, &[8], policy);
     let decode: Vec<_> = (0..8).map(SliceId).collect();
     let mut fetches = Vec::new();
     pool.begin_step(PoolMode::Decode);

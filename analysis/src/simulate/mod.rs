@@ -22,7 +22,7 @@ mod workload;
 
 pub use error::SimulateError;
 pub use policy::{
-    Access, Belady, Changed, DecayedLfu, Lfu, Lru, Mix, MixedLfu, Policy, PolicyName,
+    Access, Belady, Changed, DecayedLfu, ExpectedUse, Lfu, Lru, Mix, MixedLfu, Policy, PolicyName,
 };
 pub use pool::{Cache, Capacity, Counts, Outcome, Sharing};
 pub use report::{Report, Row, Size};
@@ -44,6 +44,7 @@ pub fn simulate(
         PolicyName::Lfu => pool::run(workload, cache, Lfu::new(workload)),
         PolicyName::LfuDecay(decay) => pool::run(workload, cache, DecayedLfu::new(workload, decay)),
         PolicyName::LfuMix(mix) => pool::run(workload, cache, MixedLfu::new(workload, mix)),
+        PolicyName::NextUse => pool::run(workload, cache, ExpectedUse::new(workload)),
         PolicyName::Belady => pool::run(workload, cache, Belady::new(workload)),
     }
 }

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use forecast::NextUse;
+
 use super::{SimulateError, Workload};
 
 /// One use of a slice.
@@ -202,6 +204,59 @@ impl Policy for MixedLfu {
     }
 }
 
+/// The slice that is expected to be used last gives way: see [`NextUse`].
+#[derive(Clone, Debug)]
+pub struct ExpectedUse {
+    next: NextUse,
+    /// Layer of each slice.
+    layers: Vec<usize>,
+    /// First slice of each layer.
+    begins: Vec<usize>,
+    picks: Vec<u32>,
+}
+
+impl ExpectedUse {
+    /// No slice was used yet.
+    pub fn new(workload: &Workload) -> ExpectedUse {
+        let (mut begins, mut n_slices) = (Vec::new(), Vec::new());
+        for (index, slice) in workload.slices().iter().enumerate() {
+            while begins.len() <= slice.layer as usize {
+                begins.push(index);
+                n_slices.push(0);
+            }
+            n_slices[slice.layer as usize] += 1;
+        }
+        ExpectedUse {
+            next: NextUse::new(&n_slices),
+            layers: workload
+                .slices()
+                .iter()
+                .map(|slice| slice.layer as usize)
+                .collect(),
+            begins,
+            picks: Vec::new(),
+        }
+    }
+}
+
+impl Policy for ExpectedUse {
+    fn access(&mut self, access: &Access) {
+        let pick = access.slice - self.begins[access.layer];
+        self.picks.push(pick as u32);
+    }
+
+    fn end_group(&mut self, layer: usize) -> Changed {
+        self.next.observe(layer, &self.picks);
+        self.picks.clear();
+        Changed::Layer
+    }
+
+    fn value(&self, slice: usize) -> f64 {
+        let layer = self.layers[slice];
+        -self.next.of(layer, slice - self.begins[layer])
+    }
+}
+
 /// The slice whose next use is farthest away gives way (Belady's MIN), which needs the future. No
 /// policy has fewer misses where all slices have the same size; where they differ, some may.
 #[derive(Clone, Debug)]
@@ -238,7 +293,7 @@ impl Policy for Belady {
 }
 
 /// A policy as the user writes it: `lru`, `lfu`, `lfu-decay:0.99`, `lfu-mix`, `lfu-mix:0.7:0.97:0.2`,
-/// `belady`.
+/// `next-use`, `belady`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum PolicyName {
     /// [`Lru`].
@@ -249,6 +304,8 @@ pub enum PolicyName {
     LfuDecay(f64),
     /// [`MixedLfu`] with short decay, long decay and the share of the short one.
     LfuMix(Mix),
+    /// [`ExpectedUse`].
+    NextUse,
     /// [`Belady`].
     Belady,
 }
@@ -264,6 +321,7 @@ impl fmt::Display for PolicyName {
                 "lfu-mix:{}:{}:{}",
                 mix.short_decay, mix.long_decay, mix.short_share
             ),
+            PolicyName::NextUse => formatter.write_str("next-use"),
             PolicyName::Belady => formatter.write_str("belady"),
         }
     }
@@ -281,6 +339,7 @@ impl FromStr for PolicyName {
             "lru" => return Ok(PolicyName::Lru),
             "lfu" => return Ok(PolicyName::Lfu),
             "lfu-mix" => return Ok(PolicyName::LfuMix(Mix::default())),
+            "next-use" => return Ok(PolicyName::NextUse),
             "belady" => return Ok(PolicyName::Belady),
             _ => {}
         }
@@ -305,7 +364,7 @@ impl FromStr for PolicyName {
         }
         let Some(decay) = text.strip_prefix("lfu-decay:") else {
             return Err(error(
-                "there are lru, lfu, lfu-decay:0.99, lfu-mix and belady",
+                "there are lru, lfu, lfu-decay:0.99, lfu-mix, next-use and belady",
             ));
         };
         match decay.parse::<f64>() {

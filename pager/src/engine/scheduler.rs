@@ -21,6 +21,8 @@ const BACK_OFF_AT_BROKEN: Duration = Duration::from_millis(1);
 const ATTEMPTS_AT_BUSY: u32 = 16;
 const BACK_OFF_AT_BUSY: Duration = Duration::from_micros(100);
 const BACK_OFF_MAX: Duration = Duration::from_millis(20);
+/// Requests that the device has at the least, so that it has the next one when it is done with one.
+const REQUESTS_MIN: usize = 2;
 /// How long to wait for a device that has no room although it has nothing to do.
 const WAIT_FOR_ROOM: Duration = Duration::from_millis(1);
 /// The longest wait, so that every sum of times is one.
@@ -54,6 +56,8 @@ struct Part {
     n_attempts: u32,
     /// The class that it had when it was last started.
     started_as: Class,
+    /// What it was last started for.
+    started_bytes: u32,
 }
 
 /// What to do about an attempt.
@@ -79,6 +83,8 @@ pub(super) struct Scheduler {
     delayed: Vec<(Instant, usize)>,
     n_started_demand: usize,
     n_started_prefetch: usize,
+    /// Bytes that the device was asked for and has not brought yet.
+    started_bytes: u64,
     /// Ended and not yet reported.
     ended: VecDeque<Completion>,
     /// Empty between calls; kept for its memory.
@@ -103,6 +109,7 @@ impl Scheduler {
             delayed: Vec::new(),
             n_started_demand: 0,
             n_started_prefetch: 0,
+            started_bytes: 0,
             ended: VecDeque::new(),
             outcomes: Vec::new(),
             counters: Counters::default(),
@@ -165,6 +172,7 @@ impl Scheduler {
                 done_bytes: 0,
                 n_attempts: 0,
                 started_as: read.class,
+                started_bytes: 0,
             });
             self.queue(read.class).push_back(part);
             offset_bytes += size_bytes;
@@ -192,7 +200,9 @@ impl Scheduler {
     /// The next part to start: demand reads first.
     fn next(&mut self) -> Option<usize> {
         let n_started = self.n_started_demand + self.n_started_prefetch;
-        if n_started >= usize::from(self.preference.depth) {
+        let is_busy = n_started >= REQUESTS_MIN
+            && self.started_bytes >= u64::from(self.preference.in_flight_bytes);
+        if n_started >= usize::from(self.preference.depth) || is_busy {
             None
         } else if let Some(part) = self.demand.pop_front() {
             Some(part)
@@ -245,8 +255,11 @@ impl Scheduler {
             }
             self.counters.n_requests += 1;
             *self.n_started(class) += 1;
-            self.parts[id].n_attempts += 1;
-            self.parts[id].started_as = class;
+            let part = &mut self.parts[id];
+            part.n_attempts += 1;
+            part.started_as = class;
+            part.started_bytes = part.size_bytes - part.done_bytes;
+            self.started_bytes += u64::from(part.started_bytes);
         }
         self.device.flush().map_err(|source| EngineError::Device {
             call: "handing reads to the kernel",
@@ -274,6 +287,7 @@ impl Scheduler {
         let id = outcome.id;
         let class = self.parts[id].started_as;
         *self.n_started(class) -= 1;
+        self.started_bytes -= u64::from(self.parts[id].started_bytes);
         let op = self.parts[id].op;
         let verdict = self.judge(outcome);
         let stopped = self.ops[op].cancelled || self.ops[op].cause.is_some();

@@ -213,8 +213,9 @@ impl MemoryPlan {
         let mut table = Vec::with_capacity(slices.len());
         for stack in slices.sparse_tensors() {
             let class = class_of(&self.slots, largest_span(slices, stack, self.pages));
-            table.extend(stack.slices().map(|_| PoolSlice {
+            table.extend((0..stack.n_slices).map(|expert| PoolSlice {
                 layer: stack.layer,
+                expert,
                 class: class as u32,
                 size_bytes: stack.slice_bytes,
             }));

@@ -11,13 +11,15 @@ use std::fmt;
 use crate::SliceId;
 
 pub use name::{PolicyError, PolicyName};
-pub use values::{DecayedLfu, Lru, Mix, MixedLfu};
+pub use values::{DecayedLfu, ExpectedUse, Lru, Mix, MixedLfu};
 
 /// Which values of a policy may be others than before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Changed {
     /// Only those of slices that were accessed.
     Accessed,
+    /// Those of every slice of the layer.
+    Layer,
     /// All.
     All,
 }
@@ -34,6 +36,12 @@ pub trait Policy: fmt::Debug + Send {
 
     /// A slice is used, whether it was in a slot or not.
     fn access(&mut self, slice: SliceId);
+
+    /// All slices of a layer that a token uses were accessed; those that are missing get slots after this.
+    fn end_layer(&mut self, layer: u32) -> Changed {
+        let _ = layer;
+        Changed::Accessed
+    }
 
     /// What the slice is worth now; not NaN, and more than negative infinity.
     fn value(&self, slice: SliceId) -> f64;

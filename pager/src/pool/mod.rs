@@ -46,6 +46,8 @@ impl SlotId {
 pub struct PoolSlice {
     /// Index of its layer.
     pub layer: u32,
+    /// The expert that it is part of, counted in its layer.
+    pub expert: u32,
     /// Index of the class of slots that it fits in.
     pub class: u32,
     /// Its size.
@@ -104,6 +106,8 @@ pub struct Pool {
     /// Number of the last use of each slice; 0: never used.
     last_used: Vec<u64>,
     n_uses: u64,
+    /// The slices of each layer.
+    layers: Vec<Vec<SliceId>>,
     /// Slots of prefetched slices whose layer has not come yet.
     held: Vec<SlotId>,
     missing: Vec<SliceId>,
@@ -166,6 +170,10 @@ impl Pool {
             })
             .collect();
         let n_layers = slices.iter().map(|slice| slice.layer as usize + 1).max();
+        let mut layers = vec![Vec::new(); n_layers.unwrap_or(0)];
+        for (index, slice) in slices.iter().enumerate() {
+            layers[slice.layer as usize].push(SliceId(index as u32));
+        }
         assert!(
             slices
                 .iter()
@@ -182,6 +190,7 @@ impl Pool {
             slots,
             last_used: vec![0; slices.len()],
             n_uses: 0,
+            layers,
             held: Vec::new(),
             missing: Vec::new(),
             slices,
@@ -206,13 +215,27 @@ impl Pool {
     /// A step begins. Requests and prefetches up to the next call belong to it.
     pub fn begin_step(&mut self, mode: PoolMode) {
         self.mode = mode;
-        if mode == PoolMode::Decode && self.policy.begin_token() == Changed::All {
-            for class in 0..self.classes.len() {
-                // Taken out for a moment: keys depend on the rest of the pool.
-                let mut tree = std::mem::replace(&mut self.classes[class].tree, Tree::new(0));
-                let first = self.classes[class].first;
-                tree.set_all(|leaf| self.key(SlotId(first + leaf as u32)));
-                self.classes[class].tree = tree;
+        if mode == PoolMode::Decode && self.policy.begin_token() != Changed::Accessed {
+            self.set_all_keys();
+        }
+    }
+
+    fn set_all_keys(&mut self) {
+        for class in 0..self.classes.len() {
+            // Taken out for a moment: keys depend on the rest of the pool.
+            let mut tree = std::mem::replace(&mut self.classes[class].tree, Tree::new(0));
+            let first = self.classes[class].first;
+            tree.set_all(|leaf| self.key(SlotId(first + leaf as u32)));
+            self.classes[class].tree = tree;
+        }
+    }
+
+    fn set_keys(&mut self, layer: u32) {
+        for index in 0..self.layers[layer as usize].len() {
+            let slice = self.layers[layer as usize][index];
+            let slot = self.residency.slot(slice);
+            if slot.is_some_and(|slot| self.is_evictable(slot)) {
+                self.make_evictable(slice);
             }
         }
     }
@@ -248,6 +271,13 @@ impl Pool {
         self.missing.clear();
         for &slice in slices {
             self.use_slice(slice);
+        }
+        if self.mode == PoolMode::Decode {
+            match self.policy.end_layer(layer) {
+                Changed::Accessed => {}
+                Changed::Layer => self.set_keys(layer),
+                Changed::All => self.set_all_keys(),
+            }
         }
         let missing = std::mem::take(&mut self.missing);
         for &slice in &missing {

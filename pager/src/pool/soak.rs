@@ -20,6 +20,7 @@ fn slices() -> Vec<PoolSlice> {
     (0..N_LAYERS * N_EXPERTS * 2)
         .map(|index| PoolSlice {
             layer: index / (N_EXPERTS * 2),
+            expert: index % (N_EXPERTS * 2) / 2,
             class: index % 2,
             size_bytes: [100, 70][index as usize % 2],
         })
@@ -126,15 +127,15 @@ fn pick<T: Copy>(rng: &mut StdRng, items: impl Iterator<Item = T>) -> Option<T> 
 
 #[test]
 fn nothing_is_lost_in_100_000_operations() {
-    for (seed, policy) in [(1, "lfu-decay:0.95"), (2, "lfu-mix")] {
-        soak(seed, policy.parse().unwrap(), N_OPERATIONS / 2);
+    for (seed, policy) in [(1, "lfu-decay:0.95"), (2, "lfu-mix"), (3, "next-use")] {
+        soak(seed, policy.parse().unwrap(), N_OPERATIONS / 3);
     }
 }
 
 fn soak(seed: u64, policy: PolicyName, n_operations: usize) {
     let mut rng = StdRng::seed_from_u64(seed);
     let slices = slices();
-    let mut pool = Pool::new(slices.clone(), &CLASS_SLOTS, policy.build(slices.len()));
+    let mut pool = Pool::new(slices.clone(), &CLASS_SLOTS, policy.build(&slices));
     let mut expected = Expected::default();
     let mut open: Vec<Vec<SliceId>> = Vec::new();
     let (mut n_full, mut n_again, mut fetches) = (0, 0, Vec::new());

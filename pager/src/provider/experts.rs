@@ -1,6 +1,7 @@
 //! Experts in slots.
 
 use std::ptr::NonNull;
+use std::sync::atomic::Ordering;
 
 use llama_rs::Begin;
 
@@ -31,15 +32,11 @@ impl Provider {
     }
 
     /// Starts the reads that the pool has asked for.
-    fn submit(&self, state: &mut Inner) {
+    pub(super) fn submit(&self, state: &mut Inner, class: Class) {
         if state.fetches.is_empty() {
             return;
         }
-        // What is computed first comes first: the tensors of a layer in their order.
         let slices = &self.slices;
-        state
-            .fetches
-            .sort_by_key(|fetch| slices.slice(fetch.slice).sparse_tensor);
         let reads: Vec<Read> = state
             .fetches
             .drain(..)
@@ -52,7 +49,7 @@ impl Provider {
                     target: self.slots.region.at(self.slots.offsets[fetch.slot.index()]),
                     size_bytes: (pages.end - pages.start) as u32,
                     key: u64::from(fetch.slice.0),
-                    class: Class::Demand,
+                    class,
                 }
             })
             .collect();
@@ -61,6 +58,8 @@ impl Provider {
         if let Err(error) = unsafe { state.engine.submit(&reads) } {
             self.fail(error.to_string());
         }
+        self.n_in_flight
+            .store(state.engine.in_flight(), Ordering::Relaxed);
     }
 
     pub(super) fn begin_experts(&self, index: usize, access: &mut Begin<'_>) {
@@ -100,6 +99,7 @@ impl Provider {
             let id = SliceId(stacks[index].first.0 + expert.cast_unsigned());
             state.wanted.extend(self.slices.expert(id));
         }
+        self.settle_ahead(state, layer);
         let all = state.pool.request(&state.wanted, &mut state.fetches);
         let requested = all.or_else(|_| {
             let slices = &self.slices;
@@ -113,7 +113,15 @@ impl Provider {
                 for &id in &state.wanted {
                     state.pinned[self.slices.slice(id).sparse_tensor].push(id);
                 }
-                self.submit(state);
+                // What is computed first comes first: the tensors of a layer in their order.
+                let slices = &self.slices;
+                state
+                    .fetches
+                    .sort_by_key(|fetch| slices.slice(fetch.slice).sparse_tensor);
+                self.submit(state, Class::Demand);
+                if access.node.n_tokens() == 1 {
+                    self.read_ahead(state, layer, &access.ids);
+                }
             }
             Err(full) => self.fail(full.to_string()),
         }
@@ -125,6 +133,7 @@ impl Provider {
             return None;
         }
         let id = SliceId(stack.first.0 + expert);
+        self.look_at_device();
         if let Some(address) = self.slot_address(id) {
             return Some(address);
         }

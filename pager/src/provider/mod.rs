@@ -1,24 +1,26 @@
 //! Slices for a context: experts in slots, rows of the embedding in a buffer, read when an operation announces them.
 
+mod ahead;
 mod experts;
 mod rows;
 
 use std::collections::HashMap;
 use std::ptr::NonNull;
-use std::sync::atomic::AtomicU8;
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, TryLockError};
 use std::time::{Duration, Instant};
 
 use llama_rs::{Begin, Dim, NodeRef, SliceProvider, TensorKey, WeightRef, Which};
 
 use crate::counters::Counters;
-use crate::engine::{Completion, Engine};
+use crate::engine::{Cause, Class, Completion, Engine};
 use crate::plan::MemoryPlan;
 use crate::pool::{Fetch, Pool};
 use crate::region::Region;
 use crate::residency::Residency;
 use crate::slices::{SliceId, Slices};
 
+pub(crate) use ahead::Ahead;
 use experts::Slots;
 use rows::{ROW, ROW_READY, Rows};
 
@@ -49,6 +51,8 @@ pub(crate) struct Provider {
     counters: Arc<Counters>,
     slots: Slots,
     rows: Option<Rows>,
+    /// Reads that have not ended, for those who do not hold the lock.
+    n_in_flight: AtomicUsize,
     /// Why slices cannot be had: then no `get` gives an address.
     reason: Mutex<Option<String>>,
 }
@@ -67,6 +71,8 @@ struct Inner {
     wanted: Vec<SliceId>,
     done: Vec<Completion>,
     rows_in_flight: usize,
+    /// `None`: nothing is read ahead.
+    ahead: Option<Ahead>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -80,6 +86,7 @@ impl Provider {
         plan: &MemoryPlan,
         pool: Pool,
         engine: Box<dyn Engine>,
+        ahead: Option<Ahead>,
         keys: impl Iterator<Item = (String, TensorKey)>,
     ) -> std::io::Result<Provider> {
         let mut offsets = Vec::new();
@@ -133,10 +140,12 @@ impl Provider {
                 wanted: Vec::new(),
                 done: Vec::new(),
                 rows_in_flight: 0,
+                ahead,
             }),
             slices,
             slots,
             rows,
+            n_in_flight: AtomicUsize::new(0),
             reason: Mutex::new(None),
         })
     }
@@ -180,13 +189,31 @@ impl Provider {
                     let pages = self.slices.slice(id).pages(PAGE_BYTES);
                     pool.complete(id, pages.end - pages.start);
                 }
+                Err(error) if matches!(error.cause, Cause::Cancelled) => {
+                    state.fetches.extend(pool.cancel(id));
+                }
                 Err(error) => {
                     pool.fail(id);
                     self.fail(error.to_string());
                 }
             }
         }
+        if !state.fetches.is_empty() {
+            // Cancelled too late: somebody has come to need it.
+            self.submit(state, Class::Demand);
+        }
+        self.n_in_flight
+            .store(state.engine.in_flight(), Ordering::Relaxed);
         n_ended
+    }
+
+    /// Notes what has been read, if somebody else does not do it just now, so that the device gets its next request.
+    fn look_at_device(&self) {
+        if self.n_in_flight.load(Ordering::Relaxed) > 0
+            && let Ok(mut state) = self.state.try_lock()
+        {
+            self.note(&mut state, None);
+        }
     }
 
     /// Waits until `look` finds something, and counts the time for a layer.
