@@ -658,3 +658,32 @@ impl Drop for Progress {
         self.bar.finish_and_clear();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::results::tests::report;
+    use crate::spec::LoadMode;
+
+    #[test]
+    fn a_program_that_needs_all_of_the_model_is_not_run_in_less() {
+        let mut report = report();
+        report.rows[0].row.engine = Engine::Stock(LoadMode::None);
+        skip_what_does_not_fit(&mut report);
+        assert_eq!(report.rows[0].refused, None);
+        for result in &mut report.rows {
+            result.row.budget_bytes = Some(999);
+            result.runs.clear();
+        }
+        skip_what_does_not_fit(&mut report);
+        let reason = report.rows[0].refused.as_deref().unwrap();
+        assert!(
+            reason.contains("does not fit") && reason.contains("999 B"),
+            "{reason}"
+        );
+        assert_eq!(
+            (report.rows[0].status(), &report.rows[1].refused),
+            ("refused", &None)
+        );
+    }
+}
