@@ -1,5 +1,6 @@
 //! Results as text: Markdown for people, CSV and JSON with llama-bench's field names for programs.
 
+mod against;
 mod columns;
 mod csv;
 mod json;
