@@ -13,7 +13,7 @@ use crate::output::note;
 /// A model and who brings its weights into memory.
 pub(crate) enum Weights {
     Mapped(Model),
-    Paged(PagedModel),
+    Paged(Box<PagedModel>),
 }
 
 /// What reads slices for a context.
@@ -40,7 +40,7 @@ impl Weights {
         };
         if let Some(options) = options {
             let model = PagedModel::load_with(&backend, path, &params, options, progress)?;
-            return Ok(Weights::Paged(model));
+            return Ok(Weights::Paged(Box::new(model)));
         }
         if let Loading::Mapped(prefetch) = loading {
             params.prefetch = prefetch;

@@ -148,7 +148,8 @@ pub(crate) struct RunArgs {
     /// The slice provider that asks for a layer's missing slices in one batch [default: on for selective, off otherwise]
     #[arg(long, value_enum)]
     advise: Option<Switch>,
-    /// Memory limits, page cache included: sizes, percentages of the model's size, or `none`; a list multiplies the rows
+    /// Memory limits, page cache included: sizes, percentages of the model's size, `auto` for what is free at the start less 5 % and at
+    /// least 256 MiB, or `none`; a list multiplies the rows
     #[arg(long, value_name = "SIZES", value_delimiter = ',')]
     budget: Vec<Budget>,
     /// How the limit is enforced: by a memory group, by locking all other memory of the machine, or as `auto` by the first where it
@@ -378,7 +379,7 @@ impl RunArgs {
             given => given
                 .iter()
                 .map(|budget| budget.resolve(model_bytes))
-                .collect(),
+                .collect::<Result<_>>()?,
         };
         for bytes in budgets.iter().flatten() {
             if *bytes < SMALLEST_BUDGET_BYTES {
