@@ -27,9 +27,9 @@ struct Fixture {
 }
 
 impl Fixture {
-    fn new() -> Fixture {
+    fn new(shape: &str) -> Fixture {
         let folder = folder();
-        let path = model_file(folder.path(), SHAPE);
+        let path = model_file(folder.path(), shape);
         Fixture {
             budget_bytes: decode::smallest_budget(&path, N_CTX),
             expected: expected(&path, N_CTX, N_PROMPT, N_STEPS),
@@ -65,7 +65,7 @@ fn now_and_then(fault: Fault) -> Faults {
 #[test]
 fn faults_that_pass_change_no_logit() {
     in_child("faults_that_pass_change_no_logit", || {
-        let fixture = Fixture::new();
+        let fixture = Fixture::new(SHAPE);
         let faults = [
             (
                 "delay",
@@ -122,7 +122,7 @@ fn a_fault_that_stays_ends_the_decode_by_name_and_the_model_can_be_used_again() 
     in_child(
         "a_fault_that_stays_ends_the_decode_by_name_and_the_model_can_be_used_again",
         || {
-            let fixture = Fixture::new();
+            let fixture = Fixture::new(SHAPE);
             let name = "blk.1.ffn_down_exps.weight";
             let experts = experts_of(&fixture.path, name);
             for engine in engines() {
@@ -164,7 +164,7 @@ fn a_fault_that_stays_ends_the_decode_by_name_and_the_model_can_be_used_again() 
 #[test]
 fn the_same_pager_goes_on_when_the_device_is_back() {
     in_child("the_same_pager_goes_on_when_the_device_is_back", || {
-        let fixture = Fixture::new();
+        let fixture = Fixture::new(SHAPE);
         let expected = expected(&fixture.path, N_CTX, 1, 12);
         for engine in engines() {
             for n_broken in [30, 400] {
@@ -195,6 +195,47 @@ fn the_same_pager_goes_on_when_the_device_is_back() {
                 }
                 assert!(n_failed > 0, "{n_broken} errors were retried away");
                 assert_at_rest(&pager);
+            }
+        }
+    });
+}
+
+/// Rows of a large embedding are read one by one.
+#[test]
+fn rows_of_the_embedding_fail_as_experts_do() {
+    in_child("rows_of_the_embedding_fail_as_experts_do", || {
+        let fixture = Fixture::new("tiny-gpt-oss-wide");
+        let tables = gguf::ModelFiles::open(&fixture.path).unwrap();
+        let slices = Slices::new(&tables).unwrap();
+        let embedding = slices
+            .embedding()
+            .expect("an embedding that is read by rows");
+        for engine in engines() {
+            let model = fixture.load(engine);
+            let options = options(fixture.budget_bytes, engine);
+            let mut context =
+                llama_rs::Context::new(model.model(), &context_params(N_CTX)).unwrap();
+            let mut decoder = Decoder::new(1);
+            // That of the only token of the prompt.
+            let row = embedding.offset + 3 * embedding.row_bytes;
+            let broken = Faults::default().with_broken_byte(embedding.part as u32, row);
+            let pager = model.attach_faulty(&mut context, options, broken).unwrap();
+            for _ in 0..2 {
+                let error = decoder.step(&mut context).unwrap_err().to_string();
+                for part in ["token_embd.weight", "Input/output error", "4 attempts"] {
+                    assert!(error.contains(part), "{part} is not in: {error}");
+                }
+            }
+            assert_at_rest(&pager);
+
+            let faults = Faults::random(3, 150);
+            let _pager = model.attach_faulty(&mut context, options, faults).unwrap();
+            let mut decoder = Decoder::new(N_PROMPT);
+            for expected in &fixture.expected {
+                assert!(
+                    decoder.step(&mut context).unwrap() == *expected,
+                    "{engine:?}"
+                );
             }
         }
     });
