@@ -13,6 +13,7 @@ mod run;
 mod signals;
 mod simulate;
 mod version;
+mod weights;
 
 use std::process::ExitCode;
 use std::time::Instant;

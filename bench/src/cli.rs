@@ -159,7 +159,8 @@ pub(crate) struct RunArgs {
     /// The slice provider that asks for a layer's missing slices in one batch [default: on for selective, off otherwise]
     #[arg(long, value_enum)]
     advise: Option<Switch>,
-    /// Memory limits, page cache included: sizes, percentages of the model's size, or `none`; a list multiplies the rows
+    /// Memory limits, page cache included: sizes, percentages of the model's size, `auto` for what is free at the start less 5 % and at
+    /// least 256 MiB, or `none`; a list multiplies the rows
     #[arg(long, value_name = "SIZES", value_delimiter = ',')]
     budget: Vec<Budget>,
     /// How the limit is enforced: by a memory group, by locking all other memory of the machine, or as `auto` by the first where it
@@ -406,12 +407,12 @@ impl RunArgs {
             (true, _) => vec![CacheState::Warm],
             _ => vec![CacheState::Cold],
         };
-        let resolve = |given: &[Budget]| -> Option<Vec<Option<u64>>> {
+        let resolve = |given: &[Budget]| -> Result<Option<Vec<Option<u64>>>> {
             let budgets = given.iter().map(|budget| budget.resolve(model_bytes));
-            (!given.is_empty()).then(|| budgets.collect())
+            (!given.is_empty()).then(|| budgets.collect()).transpose()
         };
-        let budgets = resolve(&self.budget).unwrap_or_else(|| vec![None]);
-        let baseline_budgets = resolve(&self.references.baseline_budget);
+        let budgets = resolve(&self.budget)?.unwrap_or_else(|| vec![None]);
+        let baseline_budgets = resolve(&self.references.baseline_budget)?;
         for bytes in budgets
             .iter()
             .chain(baseline_budgets.iter().flatten())

@@ -206,7 +206,8 @@ impl<'model> Context<'model> {
     ///
     /// - [`Error::Batch`], [`Error::TokenOutOfRange`]: the batch is empty, too large, asks for too many rows of logits, or
     ///   names a token or a sequence that does not exist. Nothing was computed.
-    /// - [`Error::ModelChanged`]: a mapped file was shortened or written to. Nothing was computed.
+    /// - [`Error::ModelChanged`]: a mapped file was shortened or written to, before or while this was computed. There are no logits, and
+    ///   what is in the KV cache is not to be used.
     /// - [`Error::KvCacheFull`], [`Error::Aborted`], [`Error::Decode`], [`Error::Native`]: as llama.cpp reports.
     /// - [`Error::CallbackPanicked`], [`Error::SliceUnavailable`], [`Error::Misrouted`]: from the slice provider, the observer or
     ///   the router.
@@ -226,6 +227,8 @@ impl<'model> Context<'model> {
         let ended = self.step_end(&step, result.is_ok());
         result?;
         ended?;
+        // What was read of a file that changed meanwhile may be of before and after.
+        self.model.check_contents()?;
         self.outputs.extend_from_slice(batch.outputs());
         Ok(())
     }

@@ -22,6 +22,6 @@ pub use counters::{Counters, CountersSnapshot, LayerCounts};
 pub use paged::{PagedModel, Pager, PagerError, PagerOptions};
 pub use plan::{Demand, MemoryPlan, Pages, PlanError};
 pub use policy::{Policy, PolicyName};
-pub use pool::{Fetch, Pool, PoolFull, PoolMode, PoolSlice, SlotId};
+pub use pool::{Census, Fetch, Pool, PoolFull, PoolMode, PoolSlice, SlotId};
 pub use residency::{Residency, State};
 pub use slices::{SliceId, Slices};

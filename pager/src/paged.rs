@@ -5,14 +5,19 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 
-use llama_rs::{Backend, Context, LoadMode, Model, ModelParams, Prefetch, SliceProvider};
+use llama_rs::{
+    Backend, Context, ContextParams, LoadMode, LoraAdapter, Model, ModelParams, Prefetch,
+    SliceProvider,
+};
 
 use crate::Budget;
 use crate::counters::CountersSnapshot;
-use crate::engine::{EngineError, EngineReport, ModelFiles, Preference, open_engine};
+use crate::engine::{
+    EngineError, EngineReport, Faults, ModelFiles, Preference, open_engine, open_faulty_engine,
+};
 use crate::plan::{Demand, MemoryPlan, Pages, PlanError};
 use crate::policy::PolicyName;
-use crate::pool::Pool;
+use crate::pool::{Census, Pool};
 use crate::provider::Provider;
 use crate::slices::{Slices, TooManySlices};
 use crate::weights::WeightMemory;
@@ -70,18 +75,39 @@ pub struct PagerOptions {
     pub process_bytes: Option<u64>,
 }
 
+impl PagerOptions {
+    /// This budget, and the default of everything else.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use pager::PagerOptions;
+    ///
+    /// let options = PagerOptions::with_budget("7GiB".parse()?);
+    /// let with_lru = PagerOptions { policy: "lru".parse()?, ..options };
+    /// assert_eq!(with_lru.budget.to_string(), "7516192768");
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn with_budget(budget: Budget) -> PagerOptions {
+        PagerOptions {
+            budget,
+            ..PagerOptions::default()
+        }
+    }
+}
+
 /// A model whose dense weights are in memory and whose experts are read into slots.
 ///
 /// ```no_run
-/// use llama_rs::{Backend, Context, ContextParams, ModelParams};
-/// use pager::{Budget, PagedModel, PagerOptions};
+/// use llama_rs::{Backend, ContextParams, ModelParams};
+/// use pager::{PagedModel, PagerOptions};
 ///
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// let options = PagerOptions { budget: "7GiB".parse()?, ..PagerOptions::default() };
+/// let options = PagerOptions::with_budget("7GiB".parse()?);
 /// let paged = PagedModel::load(&Backend::init(), "model.gguf", &ModelParams::default(), options)?;
-/// let mut context = Context::new(paged.model(), &ContextParams::default())?;
-/// let pager = paged.attach(&mut context)?;
+/// let (mut context, pager) = paged.context(&ContextParams::default())?;
 /// println!("{}", pager.plan());
+/// # let _ = &mut context;
 /// # Ok(())
 /// # }
 /// ```
@@ -178,6 +204,33 @@ impl PagedModel {
         &self.model
     }
 
+    /// Loads an adapter, for [`Context::set_lora`]. It is in memory as a whole, and the budget pays for it.
+    ///
+    /// # Errors
+    ///
+    /// As [`LoraAdapter::load`], and [`PagerError::System`] if the size of the file cannot be told.
+    pub fn load_adapter(&mut self, path: impl AsRef<Path>) -> Result<LoraAdapter, PagerError> {
+        let path = path.as_ref();
+        let adapter = LoraAdapter::load(&mut self.model, path)?;
+        let metadata = std::fs::metadata(path).map_err(|source| PagerError::System {
+            what: "the size of the adapter",
+            source,
+        })?;
+        self.process_bytes += metadata.len();
+        Ok(adapter)
+    }
+
+    /// A new context that reads its experts within the budget: [`Context::new`] and [`attach`](PagedModel::attach).
+    ///
+    /// # Errors
+    ///
+    /// As of these.
+    pub fn context(&self, params: &ContextParams) -> Result<(Context<'_>, Pager), PagerError> {
+        let mut context = Context::new(&self.model, params)?;
+        let pager = self.attach(&mut context)?;
+        Ok((context, pager))
+    }
+
     /// Gives what is left of the budget to slots, and lets the context read its experts there. One context at a time: each one
     /// that is attached plans as if it were alone.
     ///
@@ -185,6 +238,36 @@ impl PagedModel {
     ///
     /// [`PagerError::Plan`] when too little is left; it names the smallest budget that works.
     pub fn attach(&self, context: &mut Context<'_>) -> Result<Pager, PagerError> {
+        self.attach_with(context, self.options, self.budget_bytes, None)
+    }
+
+    /// As [`attach`](PagedModel::attach), with other options than those of loading, and faults between the device and everything
+    /// that has to stand them: for tests.
+    ///
+    /// # Errors
+    ///
+    /// As [`attach`](PagedModel::attach).
+    pub fn attach_faulty(
+        &self,
+        context: &mut Context<'_>,
+        options: PagerOptions,
+        faults: Faults,
+    ) -> Result<Pager, PagerError> {
+        let budget = options.budget.resolve(self.model.files().total_bytes());
+        let budget_bytes = budget.map_err(|source| PagerError::System {
+            what: "it cannot be told how much memory is free",
+            source,
+        })?;
+        self.attach_with(context, options, budget_bytes, Some(faults))
+    }
+
+    fn attach_with(
+        &self,
+        context: &mut Context<'_>,
+        options: PagerOptions,
+        budget_bytes: u64,
+        faults: Option<Faults>,
+    ) -> Result<Pager, PagerError> {
         let buffers = context.memory_breakdown()?;
         let n_vocab = u64::from(self.model.vocab().n_tokens());
         let demand = Demand {
@@ -196,18 +279,22 @@ impl PagedModel {
             staging_bytes: 0,
             n_ubatch: context.n_ubatch(),
         };
-        let plan = MemoryPlan::new(&self.slices, self.budget_bytes, &demand, Pages::default())?;
+        let plan = MemoryPlan::new(&self.slices, budget_bytes, &demand, Pages::default())?;
         let pool = Pool::new(
             plan.pool_slices(&self.slices),
             &plan.class_slots(),
-            self.options.policy.build(self.slices.len()),
+            options.policy.build(self.slices.len()),
         );
         // Registering would allocate all slots at once, for little: docs/pager.md.
         let reads = Preference {
             register: false,
-            ..self.options.reads
+            ..options.reads
         };
-        let (engine, report) = open_engine(Arc::clone(&self.files), None, reads)?;
+        let files = Arc::clone(&self.files);
+        let (engine, report) = match faults {
+            None => open_engine(files, None, reads)?,
+            Some(faults) => open_faulty_engine(files, None, reads, faults)?,
+        };
         let lazy = self
             .model
             .weights()
@@ -262,6 +349,12 @@ impl Pager {
     /// What the engine has done so far.
     pub fn read_counters(&self) -> crate::engine::Counters {
         self.provider.engine_counters()
+    }
+
+    /// Where the slots are, when the reads under way have ended. After a decode that went well nothing is pinned; one that
+    /// failed leaves pins, which the next one takes away.
+    pub fn census(&self) -> Census {
+        self.provider.census()
     }
 
     /// Why the last decode failed, if nobody has asked yet.

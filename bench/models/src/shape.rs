@@ -56,6 +56,9 @@ impl ExpertType {
     }
 }
 
+/// Tokens of `tiny-gpt-oss-wide`.
+const WIDE_VOCABULARY: u64 = 70_000;
+
 /// Names that stand for one shape each.
 const NAMES: [&str; 12] = [
     "demo",
@@ -76,7 +79,8 @@ impl Shape {
     /// The shape of this name; [`Shape::names`] lists them.
     ///
     /// The tiny mixtures of experts also exist with other types of experts: `tiny-gpt-oss-q8_0`,
-    /// `tiny-qwen3moe-mxfp4` and so on, with the names of [`ExpertType`].
+    /// `tiny-qwen3moe-mxfp4` and so on, with the names of [`ExpertType`]. `tiny-gpt-oss-wide` has an embedding of 34 MiB, which the
+    /// pager reads by rows.
     ///
     /// # Errors
     /// [`Error::UnknownShape`].
@@ -104,6 +108,11 @@ impl Shape {
                 }
                 .plan()?
             }
+            ("tiny-gpt-oss-wide", None) => GptOss {
+                vocab: WIDE_VOCABULARY,
+                ..gpt_oss::TINY
+            }
+            .plan()?,
             ("tiny-qwen3moe", _) => {
                 let tiny = qwen3moe::TINY;
                 let types = experts.map_or(tiny.types, qwen3moe::Types::Experts);
@@ -156,7 +165,7 @@ impl Shape {
         })
     }
 
-    /// The names of all shapes, without those that differ only in the type of their weights.
+    /// The names of all shapes, without those that differ only in the type of their weights or the size of their vocabulary.
     pub fn names() -> &'static [&'static str] {
         &NAMES
     }

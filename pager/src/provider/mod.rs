@@ -14,7 +14,7 @@ use llama_rs::{Begin, Dim, NodeRef, SliceProvider, TensorKey, WeightRef, Which};
 use crate::counters::Counters;
 use crate::engine::{Completion, Engine};
 use crate::plan::MemoryPlan;
-use crate::pool::{Fetch, Pool};
+use crate::pool::{Census, Fetch, Pool};
 use crate::region::Region;
 use crate::residency::Residency;
 use crate::slices::{SliceId, Slices};
@@ -67,6 +67,9 @@ struct Inner {
     wanted: Vec<SliceId>,
     done: Vec<Completion>,
     rows_in_flight: usize,
+    /// Why the last read of a slice or a row failed, by its key. Whoever needs it gives this as the reason; a read that nobody
+    /// waits for any more, since its step has ended, fails no later step.
+    failures: HashMap<u64, String>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -133,6 +136,7 @@ impl Provider {
                 wanted: Vec::new(),
                 done: Vec::new(),
                 rows_in_flight: 0,
+                failures: HashMap::new(),
             }),
             slices,
             slots,
@@ -148,6 +152,16 @@ impl Provider {
     /// What the engine has read.
     pub(crate) fn engine_counters(&self) -> crate::engine::Counters {
         lock(&self.state).engine.counters()
+    }
+
+    /// Waits for the reads under way, and says where the slots are.
+    pub(crate) fn census(&self) -> Census {
+        let mut state = lock(&self.state);
+        let begin = Instant::now();
+        while state.engine.in_flight() > 0 && begin.elapsed() < SILENCE {
+            self.note(&mut state, Some(WAIT));
+        }
+        state.pool.census()
     }
 
     fn fail(&self, reason: String) {
@@ -169,9 +183,13 @@ impl Provider {
         }
         let n_ended = done.len();
         for completion in done.drain(..) {
+            // Before the failure is to be seen.
+            if let Err(error) = &completion.result {
+                state.failures.insert(completion.key, error.to_string());
+            }
             if completion.key & ROW != 0 {
                 state.rows_in_flight -= 1;
-                self.note_row(completion);
+                self.note_row(&completion);
                 continue;
             }
             let id = SliceId(completion.key as u32);
@@ -180,19 +198,16 @@ impl Provider {
                     let pages = self.slices.slice(id).pages(PAGE_BYTES);
                     pool.complete(id, pages.end - pages.start);
                 }
-                Err(error) => {
-                    pool.fail(id);
-                    self.fail(error.to_string());
-                }
+                Err(_) => pool.fail(id),
             }
         }
         n_ended
     }
 
-    /// Waits until `look` finds something, and counts the time for a layer.
-    fn wait_for<T>(&self, layer: Option<u32>, look: impl Fn() -> Look<T>) -> Option<T> {
+    /// Waits until `look` finds what the read of this key brings, and counts the time for a layer.
+    fn wait_for<T>(&self, key: u64, layer: Option<u32>, look: impl Fn() -> Look<T>) -> Option<T> {
         let begin = Instant::now();
-        let found = self.wait_until(begin, look);
+        let found = self.wait_until(key, begin, look);
         if let Some(layer) = layer {
             let time_ns = begin.elapsed().as_nanos();
             self.counters.add_stall(layer as usize, time_ns as u64);
@@ -200,11 +215,15 @@ impl Provider {
         found
     }
 
-    fn wait_until<T>(&self, begin: Instant, look: impl Fn() -> Look<T>) -> Option<T> {
+    fn wait_until<T>(&self, key: u64, begin: Instant, look: impl Fn() -> Look<T>) -> Option<T> {
         loop {
             match look() {
                 Look::Found(found) => return Some(found),
-                Look::Failed => return None,
+                Look::Failed => {
+                    let reason = lock(&self.state).failures.get(&key).cloned();
+                    self.fail(reason.unwrap_or_else(|| "its read failed".to_owned()));
+                    return None;
+                }
                 Look::NotYet => {}
             }
             if lock(&self.reason).is_some() {
