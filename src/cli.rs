@@ -1,6 +1,7 @@
 //! What the user can type.
 
 mod answers;
+mod memory;
 mod simulate;
 
 use std::path::PathBuf;
@@ -14,6 +15,7 @@ pub(crate) use answers::{
 
 use crate::version;
 
+pub(crate) use memory::{MemoryArgs, MemoryFormat};
 pub(crate) use simulate::{Format, Pool, SimulateArgs};
 
 const EXAMPLES: &str = "\
@@ -64,6 +66,8 @@ pub(crate) enum Command {
     Dump(DumpArgs),
     /// Say what a log holds.
     Info(InfoArgs),
+    /// Predict how much memory a model takes, say why, and measure it.
+    Memory(MemoryArgs),
 }
 
 const RECORD_EXAMPLES: &str = "\

@@ -1,10 +1,13 @@
 #include "shim.h"
 
+#include "ggml-cpu.h"
 #include "llama-adapter.h"
 #include "llama-context.h"
 #include "llama-ext.h"
+#include "llama-graph.h"
 #include "llama-model.h"
 
+#include <algorithm>
 #include <exception>
 #include <new>
 #include <stdexcept>
@@ -193,6 +196,21 @@ int32_t faultline_memory_breakdown(const llama_context * context, faultline_buff
             i++;
         }
         *count = i;
+        return FAULTLINE_OK;
+    });
+}
+
+int32_t faultline_context_sizes_get(const llama_context * context, int32_t n_threads, faultline_context_sizes * sizes) {
+    return guarded([&]() -> int32_t {
+        const llama_cparams & cparams = context->get_cparams();
+        // What sched_reserve() built last: the graph of a full ubatch.
+        const llm_graph_result * reserved = context->get_gf_res_reserve();
+        const uint32_t max_nodes = context->graph_max_nodes(std::min(cparams.n_ctx, cparams.n_ubatch));
+        *sizes = {
+            reserved == nullptr ? 0 : ggml_graph_plan(reserved->get_gf(), n_threads, nullptr).work_size,
+            ggml_tensor_overhead() * max_nodes + ggml_graph_overhead_custom(max_nodes, false),
+            cparams.flash_attn,
+        };
         return FAULTLINE_OK;
     });
 }
