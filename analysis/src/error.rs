@@ -37,10 +37,8 @@ pub enum Error {
         path: PathBuf,
     },
     /// A change of the options of a prediction cannot be used.
-    #[error("\"{text}\": {problem}")]
+    #[error("{problem}")]
     Change {
-        /// As it was given.
-        text: String,
         /// What is wrong with it, and what would be right.
         problem: String,
     },

@@ -1,83 +1,83 @@
 //! Buffers of intermediate results, from metadata alone: an estimate.
 //!
 //! llama.cpp plans these buffers for the largest graph, that of a full ubatch, and uses memory again as soon as a result has been
-//! used. Most is alive either in attention, in the feed-forward layer or at the end, where logits are; which results those are is
-//! fixed by the order in which the graphs of `llama-graph.cpp` are built. Whoever can, asks llama.cpp instead.
+//! used (`ggml-alloc.c`). The most is alive where a feed-forward layer has its two projections and their product, which ggml does not
+//! compute in place; beside that stand five hidden states, whose places are too small for anything else. Without the fused kernel
+//! the scores of all heads are more. Whoever can, asks llama.cpp instead.
 
-use gguf::{GgmlType, ModelFiles};
+use gguf::{GgmlType, ModelFiles, TensorInfo, is_expert_name};
 
 use super::Options;
-use super::shape::Shape;
+use super::shape::{CELLS, Shape};
 
 /// Results are F32.
 const VALUE_BYTES: u64 = 4;
 
-/// Rows with logits in one ubatch: generating asks for one.
-const OUTPUTS: u64 = 1;
+/// Hidden states that have a place beside the largest results: input, residual, normalized, queries, attended.
+const HIDDEN_STATES: u64 = 5;
 
-/// Compute buffers.
+/// Compute buffers. Generating asks for the logits of one token in an ubatch.
 pub(super) fn buffer_bytes(shape: &Shape, options: &Options) -> u64 {
     let n_tokens = shape.n_ubatch(options.n_ctx, options.n_ubatch);
     let n_cells = shape.n_cells(options.n_ctx);
-    // One hidden state that skips the layer, one that is normalized for it.
-    let hidden = 2 * shape.n_embd;
-    let per_token = attention_values(shape, options, n_cells).max(feed_forward_values(shape));
-    // With a window there are two masks. Flash attention wants them as F16 too.
-    let n_masks = 1 + u64::from(shape.window.is_some());
-    let mask_bytes = n_cells * (VALUE_BYTES + if options.flash_attention { 2 } else { 0 });
-    let logits = OUTPUTS * shape.n_vocab;
-    n_tokens * ((hidden + per_token) * VALUE_BYTES + n_masks * mask_bytes) + logits * VALUE_BYTES
-}
-
-/// Alive for one token while it attends.
-fn attention_values(shape: &Shape, options: &Options, n_cells: u64) -> u64 {
-    let n_head_kv = shape.n_head_kv.iter().max().copied().unwrap_or(0);
-    let queries = shape.n_head * shape.key_length;
-    let keys_values = n_head_kv * (shape.key_length + shape.value_length);
-    let attended = shape.n_head * shape.value_length;
     let scores = match options.flash_attention {
         true => 0,
-        false => shape.n_head * n_cells,
+        false => shape.n_head * (n_cells + shape.key_length),
     };
-    queries + keys_values + attended + scores
-}
-
-/// Alive for one token in its feed-forward layer: two projections of all experts, or one and their results.
-fn feed_forward_values(shape: &Shape) -> u64 {
-    let dense = 2 * shape.n_ff;
-    let experts = shape.experts.map_or(0, |experts| {
-        experts.n_used * (experts.n_ff + experts.n_ff.max(shape.n_embd)) + 2 * experts.n
+    let values = HIDDEN_STATES * shape.n_embd + feed_forward_values(shape).max(scores);
+    // Which tokens see which: once for all layers, and once for those with a window.
+    let windowed = shape.window.as_ref().map_or(0, |window| {
+        (window.n_tokens + n_tokens)
+            .next_multiple_of(CELLS)
+            .min(n_cells)
     });
-    dense.max(experts)
+    let mask_value_bytes = if options.flash_attention { 2 } else { 4 };
+    let mask_bytes = (n_cells + windowed) * mask_value_bytes;
+    n_tokens * (values * VALUE_BYTES + mask_bytes) + shape.n_vocab * VALUE_BYTES
 }
 
-/// Memory in which the CPU backend converts what is multiplied by quantized weights, and sorts tokens by expert.
+/// Alive for one token in its feed-forward layer.
+fn feed_forward_values(shape: &Shape) -> u64 {
+    let experts = shape.experts.map_or(0, |experts| {
+        let wide = experts.n_used * experts.n_ff;
+        let results = experts.n_used * shape.n_embd;
+        // The results of the experts take the place of the two projections, if that is large enough.
+        3 * wide + if results > 2 * wide { results } else { 0 }
+    });
+    experts.max(3 * shape.n_ff)
+}
+
+/// Memory in which the CPU backend converts what is multiplied by quantized weights, and sorts tokens by expert
+/// (`ggml_graph_plan`).
 pub(super) fn work_bytes(shape: &Shape, files: &ModelFiles, options: &Options) -> u64 {
     let n_tokens = shape.n_ubatch(options.n_ctx, options.n_ubatch);
-    let experts = |name: &str| shape.experts.filter(|_| gguf::is_expert_name(name));
-    let of_tensor = |tensor: &gguf::TensorInfo| {
+    let of_tensor = |tensor: &TensorInfo| {
         let row = tensor.dims.first().copied().unwrap_or(0);
-        let (rows, sorting) = match experts(&tensor.name) {
-            // Each of a token's experts has an input of its own only in the last projection.
-            Some(experts) if tensor.name.contains("ffn_down") => {
-                (experts.n_used, experts.n * experts.n_used * 8)
+        let converted = converted_bytes(tensor.ggml_type, row);
+        let of_token = match shape.experts.filter(|_| is_expert_name(&tensor.name)) {
+            Some(experts) => {
+                // Each of a token's experts has an input of its own in the last projection only.
+                let is_last = tensor.name.contains("ffn_down");
+                let inputs = if is_last { experts.n_used } else { 1 };
+                inputs * converted + experts.n * experts.n_used * SORTED_BYTES
             }
-            Some(experts) => (1, experts.n * experts.n_used * 8),
-            None => (1, 0),
+            None => converted,
         };
-        n_tokens * (rows * converted_bytes(tensor.ggml_type, row) + sorting)
+        n_tokens * of_token
     };
-    let multiplied = files.tensors().map(|(_, tensor)| tensor).filter(|tensor| {
-        tensor.dims.len() > 1
-            && tensor.name != "token_embd.weight"
-            && tensor.name != "output.weight"
-    });
-    let product = multiplied.map(of_tensor).max().unwrap_or(0);
-    product + TILES_BYTES * u64::from(options.n_threads)
+    let products = files
+        .tensors()
+        .map(|(_, tensor)| tensor)
+        .filter(|tensor| tensor.dims.len() > 1 && tensor.name.starts_with("blk."));
+    let product = products.map(of_tensor).max().unwrap_or(0);
+    product.max(TILES_BYTES * u64::from(options.n_threads))
 }
 
 /// Scratch memory of a thread that multiplies in tiles.
-const TILES_BYTES: u64 = 512 << 10;
+const TILES_BYTES: u64 = 256 << 10;
+
+/// A pair of token and place in the list of an expert.
+const SORTED_BYTES: u64 = 8;
 
 /// A row of inputs in the type that the product with this type of weights wants.
 fn converted_bytes(weights: GgmlType, row: u64) -> u64 {
@@ -97,8 +97,13 @@ pub(super) fn graphs_bytes(files: &ModelFiles) -> u64 {
         .iter()
         .map(|part| part.tensors().len() as u64)
         .sum();
-    3 * NODE_BYTES * (8 * n_tensors).max(1024)
+    ARENAS * NODE_BYTES * (NODES_PER_TENSOR * n_tensors).max(NODES_MIN)
 }
 
+/// `gf_res_reserve` and `gf_res_prev` of `llama_context`.
+const ARENAS: u64 = 3;
 /// A tensor without data, and its places in a graph's tables.
-const NODE_BYTES: u64 = 416;
+const NODE_BYTES: u64 = 410;
+/// What `llama_context::graph_max_nodes` allows for.
+const NODES_PER_TENSOR: u64 = 8;
+const NODES_MIN: u64 = 1024;

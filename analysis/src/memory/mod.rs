@@ -384,9 +384,13 @@ fn repacked(weights: &Weights, options: &Options, answers: Option<&Answers>) -> 
         .iter()
         .map(|copies| format!("{} {} tensors", copies.n_tensors, copies.r#type))
         .collect();
+    let has_q2 = weights
+        .repacked
+        .iter()
+        .any(|copies| copies.r#type == "q2_K");
     let instructions = match options.cpu {
-        Cpu { amx: true, .. } => "AMX",
-        Cpu { avx512: true, .. } => "AVX-512",
+        Cpu { amx: true, .. } => "AMX and AVX2",
+        _ if has_q2 => "AVX2 and AVX-512",
         _ => "AVX2",
     };
     Part {

@@ -168,14 +168,14 @@ impl FromStr for Change {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Change> {
-        let error = |problem: String| Error::Change {
-            text: text.to_owned(),
-            problem,
-        };
+        let error = |problem: String| Error::Change { problem };
         let keys = || KEYS.map(|(key, _)| key).join(", ");
-        let (key, value) = text
-            .split_once('=')
-            .ok_or_else(|| error(format!("expected KEY=VALUE; the keys are {}", keys())))?;
+        let (key, value) = text.split_once('=').ok_or_else(|| {
+            error(format!(
+                "\"{text}\" is not KEY=VALUE; the keys are {}",
+                keys()
+            ))
+        })?;
         let (_, takes) = KEYS
             .into_iter()
             .find(|(known, _)| *known == key)
