@@ -63,18 +63,31 @@ pub(super) fn work_bytes(shape: &Shape, files: &ModelFiles, options: &Options) -
             }
             None => converted,
         };
+        let is_tiled = tensor.dims.len() == 2 && tensor.ggml_type.block_elements() == Some(256);
         n_tokens * of_token
+            + if is_tiled {
+                TILES_BYTES * u64::from(options.n_threads)
+            } else {
+                0
+            }
     };
     let products = files
         .tensors()
         .map(|(_, tensor)| tensor)
         .filter(|tensor| tensor.dims.len() > 1 && tensor.name.starts_with("blk."));
     let product = products.map(of_tensor).max().unwrap_or(0);
-    product.max(TILES_BYTES * u64::from(options.n_threads))
+    // Without the fused kernel, the scores are converted to be multiplied with the values.
+    let scores = match options.flash_attention {
+        true => 0,
+        false => {
+            n_tokens * shape.n_head * converted_bytes(options.type_v, shape.n_cells(options.n_ctx))
+        }
+    };
+    product.max(scores)
 }
 
 /// Scratch memory of a thread that multiplies in tiles.
-const TILES_BYTES: u64 = 256 << 10;
+const TILES_BYTES: u64 = 512 << 10;
 
 /// A pair of token and place in the list of an expert.
 const SORTED_BYTES: u64 = 8;

@@ -245,6 +245,13 @@ impl Report {
             options.n_threads,
         );
         text.push_str(&table(&self.parts_table()));
+        if self.base.part_bytes(PartKind::KvCache) == 0 {
+            let _ = writeln!(
+                text,
+                "\nThe KV cache is not counted: its rules are not known here for {}; llama.cpp knows them.",
+                self.architecture
+            );
+        }
         if let (Some(error), Some(measured)) = (self.error_percent(), self.measured) {
             let _ = writeln!(
                 text,
