@@ -6,7 +6,8 @@ use std::collections::HashMap;
 
 use analysis::Target;
 use analysis::memory::{
-    Answers, Change, Cpu, Format, Held, Model, Options, Prediction, Report, Scenario, alternatives,
+    Answers, Change, Cpu, Format, GRAPH_ARENAS, Held, Model, Options, Prediction, Report, Scenario,
+    alternatives,
 };
 use anyhow::Context as _;
 use llama_rs::{
@@ -139,9 +140,6 @@ impl<'a> Asked<'a> {
         Ok(self.model.predict(options, Some(&answers)))
     }
 }
-
-/// Of which a context that has computed nothing has one.
-const GRAPH_ARENAS: u64 = 3;
 
 fn dry_model(args: &MemoryArgs, prefetch: Prefetch, repack: bool) -> llama_rs::Result<DryModel> {
     let params = ModelParams {

@@ -1,5 +1,6 @@
 #include "shim.h"
 
+#include "ggml-cpp.h"
 #include "ggml-cpu.h"
 #include "llama-adapter.h"
 #include "llama-context.h"
@@ -55,6 +56,22 @@ int32_t faultline_abi_version(void) {
     return llama_lazy_abi_v2();
 }
 
+// Weights that were only counted lie in a buffer without functions, so that nobody has told them which kernels read them; the size
+// of the work buffer depends on those. A small buffer of the same type tells them.
+static void tell_kernels(const llama_model * model) {
+    for (const auto & entry : llama_internal_get_tensor_map(model)) {
+        ggml_tensor * tensor = entry.second;
+        ggml_backend_buffer_type_t type = tensor->buffer ? ggml_backend_buffer_get_type(tensor->buffer) : nullptr;
+        if (type == nullptr || type == ggml_backend_cpu_buffer_type()) {
+            continue;
+        }
+        ggml_backend_buffer_ptr buffer { ggml_backend_buft_alloc_buffer(type, ggml_backend_buft_get_alignment(type)) };
+        if (buffer) {
+            ggml_backend_buffer_init_tensor(buffer.get(), tensor);
+        }
+    }
+}
+
 int32_t faultline_model_load(
         const char ** paths, size_t n_paths, llama_model_params params, const llama_model_mapping_i * mapping, void * user_data,
         llama_model ** model) {
@@ -62,6 +79,9 @@ int32_t faultline_model_load(
         llama_model * loaded = llama_model_load_from_splits_mapped(paths, n_paths, params, mapping, user_data);
         if (loaded == nullptr) {
             return fail(FAULTLINE_ERR_NULL, "the model could not be loaded");
+        }
+        if (params.no_alloc) {
+            tell_kernels(loaded);
         }
         *model = loaded;
         return FAULTLINE_OK;

@@ -71,16 +71,17 @@ pub(super) fn work(args: &MemoryArgs) -> anyhow::Result<Outcome> {
     if args.prefetch == Prefetch::Selective {
         context.set_slice_provider(Arc::new(Advise::new(&model)?))?;
     }
-    let n_tokens = compute(&mut context)?;
-
     let files = model.files().parts.iter();
     let paths: Vec<_> = files.map(|part| part.path().to_owned()).collect();
+    let at_load = Held::now(&paths)?;
+    let n_tokens = compute(&mut context)?;
     let held = Held::now(&paths)?;
     let cached: Result<Vec<u64>, _> = paths
         .iter()
         .map(|path| tracer::page_cache_bytes(path))
         .collect();
     let measured = Measured {
+        at_load,
         held,
         page_cache_bytes: cached.ok().map(|bytes| bytes.iter().sum()),
         allocated: answers(&context.memory_breakdown()?, context.memory_extras()?),

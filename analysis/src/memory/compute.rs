@@ -7,8 +7,8 @@
 
 use gguf::{GgmlType, ModelFiles, TensorInfo, is_expert_name};
 
-use super::Options;
 use super::shape::{CELLS, Shape};
+use super::{GRAPH_ARENAS, Options};
 
 /// Results are F32.
 const VALUE_BYTES: u64 = 4;
@@ -103,18 +103,16 @@ fn converted_bytes(weights: GgmlType, row: u64) -> u64 {
     }
 }
 
-/// Descriptions of graphs: three arenas of so many nodes.
+/// Descriptions of graphs: arenas of so many nodes.
 pub(super) fn graphs_bytes(files: &ModelFiles) -> u64 {
     let n_tensors: u64 = files
         .parts
         .iter()
         .map(|part| part.tensors().len() as u64)
         .sum();
-    ARENAS * NODE_BYTES * (NODES_PER_TENSOR * n_tensors).max(NODES_MIN)
+    GRAPH_ARENAS * NODE_BYTES * (NODES_PER_TENSOR * n_tensors).max(NODES_MIN)
 }
 
-/// `gf_res_reserve` and `gf_res_prev` of `llama_context`.
-const ARENAS: u64 = 3;
 /// A tensor without data, and its places in a graph's tables.
 const NODE_BYTES: u64 = 410;
 /// What `llama_context::graph_max_nodes` allows for.

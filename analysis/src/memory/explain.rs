@@ -37,7 +37,7 @@ pub fn alternatives(model: &Model, base: &Prediction) -> Vec<Vec<Change>> {
     if options.n_ubatch > UBATCH_SMALL {
         steps.push(vec![Change::Ubatch(UBATCH_SMALL)]);
     }
-    if options.prefetch == Prefetch::Eager && base.weights.sparse_bytes > 0 {
+    if options.prefetch == Prefetch::Eager && base.weights.experts_bytes > 0 {
         steps.push(vec![Change::Prefetch(Prefetch::Selective)]);
     }
     steps
@@ -140,12 +140,16 @@ fn mapped(base: &Prediction, options: &Options) -> String {
             size(bytes)
         ),
     };
-    let use_ = match weights.sparse_bytes {
-        0 => "Every token reads every weight: what does not fit is read again for each token."
+    let use_ = match (weights.experts_bytes, weights.sparse_bytes) {
+        (0, 0) => "Every token reads every weight: what does not fit is read again for each token."
             .to_owned(),
-        bytes => format!(
-            "Every token reads the dense tensors in full, and slices of the {} of experts and embedding rows.",
-            size(bytes)
+        (0, rows) => format!(
+            "Every token reads every weight but the embedding, of whose {} it reads a row: what does not fit is read again for each token.",
+            size(rows)
+        ),
+        (experts, _) => format!(
+            "Every token reads the dense tensors in full, and of the {} of experts those that its router picks.",
+            size(experts)
         ),
     };
     let when = match options.prefetch {

@@ -41,6 +41,9 @@ pub use options::{Change, Cpu, KV_TYPES, Options, Prefetch};
 pub use report::{Format, Measured, Report, Scenario};
 pub use weights::{Repacked, Weights};
 
+/// Descriptions of graphs that a context has when it has computed: `gf_res_reserve` and `gf_res_prev` of `llama_context`.
+pub const GRAPH_ARENAS: u64 = 3;
+
 /// What a page table has for each page.
 const PAGE_TABLE_ENTRY_BYTES: u64 = 8;
 
@@ -346,12 +349,17 @@ impl Model {
             .iter()
             .map(|part| part.tensors().len())
             .sum();
-        part_of(
+        let part = part_of(
             PartKind::Graphs,
             answers.map(|answers| answers.graphs_bytes),
             || Some(compute::graphs_bytes(&self.files)),
-            format!("three arenas for a model of {n_tensors} tensors"),
-        )
+            format!("{GRAPH_ARENAS} arenas for a model of {n_tensors} tensors"),
+        );
+        Part {
+            // The one that was made to plan.
+            at_load_bytes: part.size_bytes / GRAPH_ARENAS,
+            ..part
+        }
     }
 
     fn program(&self, answers: Option<&Answers>) -> Part {

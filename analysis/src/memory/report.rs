@@ -27,6 +27,8 @@ pub enum Format {
 /// What a process that ran the model held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Measured {
+    /// By the kernel's account, when model and context were there.
+    pub at_load: Held,
     /// By the kernel's account, after the last token.
     pub held: Held,
     /// Of the model's files, in the page cache; `None` where the kernel does not tell.
@@ -73,6 +75,8 @@ struct Json<'a> {
     measured_totals: Option<Totals>,
     /// Of the resident size: (predicted - measured) / measured.
     error_percent: Option<f64>,
+    /// The same when model and context were there.
+    error_at_load_percent: Option<f64>,
 }
 
 #[derive(Serialize)]
@@ -150,8 +154,14 @@ impl Report {
 
     /// How far the predicted resident size is from the measured one, in percent of the latter.
     pub fn error_percent(&self) -> Option<f64> {
-        let measured = self.measured?.held.resident_bytes() as f64;
-        Some(100.0 * (self.base.held_bytes() as f64 - measured) / measured)
+        let measured = self.measured?.held.resident_bytes();
+        Some(excess_percent(self.base.held_bytes(), measured))
+    }
+
+    /// The same when model and context were there, and no token had been computed.
+    pub fn error_at_load_percent(&self) -> Option<f64> {
+        let measured = self.measured?.at_load.resident_bytes();
+        Some(excess_percent(self.base.held_at_load_bytes(), measured))
     }
 
     /// Writes it to standard output or a file.
@@ -188,6 +198,7 @@ impl Report {
                 page_tables_bytes: measured.held.page_tables_bytes,
             }),
             error_percent: self.error_percent(),
+            error_at_load_percent: self.error_at_load_percent(),
         };
         serde_json::to_writer_pretty(&mut *sink, &json)?;
         writeln!(sink)
@@ -252,12 +263,27 @@ impl Report {
                 self.architecture
             );
         }
-        if let (Some(error), Some(measured)) = (self.error_percent(), self.measured) {
+        if let (Some(error), Some(at_load), Some(measured)) = (
+            self.error_percent(),
+            self.error_at_load_percent(),
+            self.measured,
+        ) {
             let _ = writeln!(
                 text,
-                "\nPredicted {error:+.1} % of what the process held after {} tokens.",
-                measured.n_tokens
+                "\nPredicted {error:+.1} % of what the process held after {} tokens, and {at_load:+.1} % of the {} that it held after loading.",
+                measured.n_tokens,
+                size(measured.at_load.resident_bytes()),
             );
+            let mapped = self.base.part_bytes(PartKind::MappedWeights);
+            let missing = mapped.saturating_sub(measured.held.model_bytes);
+            // A mapped page may be missing at the ends of a range.
+            if self.base.options.prefetch == Prefetch::Eager && missing * 100 > mapped {
+                let _ = writeln!(
+                    text,
+                    "Of the mapped weights, {} were not in memory any more: the kernel took them back for something else.",
+                    size(missing)
+                );
+            }
         }
         if !self.what_if.is_empty() {
             text.push('\n');
@@ -414,6 +440,10 @@ impl Report {
         }
         rows
     }
+}
+
+fn excess_percent(predicted: u64, measured: u64) -> f64 {
+    100.0 * (predicted as f64 - measured as f64) / measured.max(1) as f64
 }
 
 fn pages(kind: PartKind) -> &'static str {

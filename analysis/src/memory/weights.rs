@@ -45,6 +45,8 @@ pub struct Weights {
     pub repacked: Vec<Repacked>,
     /// What is read by slices: experts, and the embedding if the output has a tensor of its own.
     pub sparse_bytes: u64,
+    /// Of these, experts.
+    pub experts_bytes: u64,
 }
 
 impl Weights {
@@ -63,6 +65,11 @@ impl Weights {
         let mut copies: BTreeMap<u32, (u64, u64)> = BTreeMap::new();
         let mut weights = Weights {
             sparse_bytes: files.dense_sparse().sparse_bytes,
+            experts_bytes: files
+                .tensors()
+                .filter(|(_, tensor)| is_expert_name(&tensor.name))
+                .map(|(_, tensor)| tensor.size_bytes)
+                .sum(),
             ..Weights::default()
         };
         let mut count = |tensor: &TensorInfo| {
