@@ -390,7 +390,7 @@ fn repacked(weights: &Weights, options: &Options, answers: Option<&Answers>) -> 
     let copies: Vec<String> = weights
         .repacked
         .iter()
-        .map(|copies| format!("{} {} tensors", copies.n_tensors, copies.r#type))
+        .map(|copies| format!("{} {} tensors", copies.tensors.len(), copies.r#type))
         .collect();
     let has_q2 = weights
         .repacked

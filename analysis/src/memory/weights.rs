@@ -26,10 +26,10 @@ const NOT_MULTIPLIED: [&str; 4] = [
 pub struct Repacked {
     /// ggml's name of the type.
     pub r#type: &'static str,
-    /// Tensors.
-    pub n_tensors: u64,
-    /// Their bytes: a copy is as large as the original.
+    /// Bytes of all copies of this type; each is as large as its original.
     pub size_bytes: u64,
+    /// Names of the tensors. That of an embedding stands for the output that is tied to it.
+    pub tensors: Vec<String>,
 }
 
 /// Where the weights are.
@@ -62,7 +62,7 @@ impl Weights {
         let is_copied = |tensor: &TensorInfo| {
             options.repack && !is_lazy(tensor) && is_repacked(tensor, options.cpu)
         };
-        let mut copies: BTreeMap<u32, (u64, u64)> = BTreeMap::new();
+        let mut copies: BTreeMap<u32, Vec<&TensorInfo>> = BTreeMap::new();
         let mut weights = Weights {
             sparse_bytes: files.dense_sparse().sparse_bytes,
             experts_bytes: files
@@ -72,10 +72,6 @@ impl Weights {
                 .sum(),
             ..Weights::default()
         };
-        let mut count = |tensor: &TensorInfo| {
-            let entry = copies.entry(tensor.ggml_type.0).or_default();
-            *entry = (entry.0 + 1, entry.1 + tensor.size_bytes);
-        };
         for part in &files.parts {
             // llama.cpp gives back what lies before the first and after the last tensor that stays mapped.
             let mut kept: Option<(u64, u64)> = None;
@@ -83,7 +79,7 @@ impl Weights {
             for tensor in part.tensors() {
                 let range = (tensor.offset, tensor.offset + tensor.size_bytes);
                 if is_copied(tensor) {
-                    count(tensor);
+                    copies.entry(tensor.ggml_type.0).or_default().push(tensor);
                 } else {
                     let (begin, end) = kept.unwrap_or(range);
                     kept = Some((begin.min(range.0), end.max(range.1)));
@@ -115,15 +111,15 @@ impl Weights {
         if options.repack && files.tensor("output.weight").is_none() {
             let tied = files.tensor("token_embd.weight").map(|(_, tensor)| tensor);
             if let Some(tied) = tied.filter(|tensor| can_be_repacked(tensor, options.cpu, 2)) {
-                count(tied);
+                copies.entry(tied.ggml_type.0).or_default().push(tied);
             }
         }
         weights.repacked = copies
             .into_iter()
-            .map(|(kind, (n_tensors, size_bytes))| Repacked {
+            .map(|(kind, tensors)| Repacked {
                 r#type: GgmlType(kind).name().unwrap_or("unknown"),
-                n_tensors,
-                size_bytes,
+                size_bytes: tensors.iter().map(|tensor| tensor.size_bytes).sum(),
+                tensors: tensors.iter().map(|tensor| tensor.name.clone()).collect(),
             })
             .collect();
         weights
