@@ -73,7 +73,7 @@ struct Json<'a> {
     report: &'a Report,
     totals: Totals,
     measured_totals: Option<Totals>,
-    /// Of the resident size: (predicted - measured) / measured.
+    /// Of the resident size: (predicted - measured) / measured; `null` where weights are read on demand.
     error_percent: Option<f64>,
     /// The same when model and context were there.
     error_at_load_percent: Option<f64>,
@@ -152,8 +152,12 @@ impl Report {
         self.explanation = explain::paragraphs(self.file_bytes, &self.base, steps);
     }
 
-    /// How far the predicted resident size is from the measured one, in percent of the latter.
+    /// How far the predicted resident size is from the measured one, in percent of the latter. `None` where weights are read on
+    /// demand: what is predicted is then the most that it can become.
     pub fn error_percent(&self) -> Option<f64> {
+        if self.base.options.prefetch != Prefetch::Eager {
+            return None;
+        }
         let measured = self.measured?.held.resident_bytes();
         Some(excess_percent(self.base.held_bytes(), measured))
     }
@@ -263,16 +267,28 @@ impl Report {
                 self.architecture
             );
         }
-        if let (Some(error), Some(at_load), Some(measured)) = (
-            self.error_percent(),
-            self.error_at_load_percent(),
-            self.measured,
-        ) {
+        if let (Some(at_load), Some(measured)) = (self.error_at_load_percent(), self.measured) {
+            let (held, loaded) = (
+                measured.held.resident_bytes(),
+                measured.at_load.resident_bytes(),
+            );
+            let after = match self.error_percent() {
+                Some(error) => format!(
+                    "{error:+.1} % of the {} after {} tokens",
+                    size(held),
+                    measured.n_tokens
+                ),
+                None => format!(
+                    "up to {} when all experts have been used, of which {} were held after {} tokens",
+                    size(self.base.held_bytes()),
+                    size(held),
+                    measured.n_tokens
+                ),
+            };
             let _ = writeln!(
                 text,
-                "\nPredicted {error:+.1} % of what the process held after {} tokens, and {at_load:+.1} % of the {} that it held after loading.",
-                measured.n_tokens,
-                size(measured.at_load.resident_bytes()),
+                "\nPredicted: {at_load:+.1} % of the {} that the process held after loading, and {after}.",
+                size(loaded)
             );
             let mapped = self.base.part_bytes(PartKind::MappedWeights);
             let missing = mapped.saturating_sub(measured.held.model_bytes);
