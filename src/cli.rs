@@ -2,6 +2,7 @@
 
 mod answers;
 mod loading;
+mod memory;
 mod simulate;
 
 use std::path::PathBuf;
@@ -16,6 +17,7 @@ pub(crate) use answers::{
 use crate::version;
 
 pub(crate) use loading::{Loading, PagerArgs};
+pub(crate) use memory::{MemoryArgs, MemoryFormat};
 pub(crate) use simulate::{Format, Pool, SimulateArgs};
 
 const EXAMPLES: &str = "\
@@ -68,6 +70,8 @@ pub(crate) enum Command {
     Dump(DumpArgs),
     /// Say what a log holds.
     Info(InfoArgs),
+    /// Predict how much memory a model takes, say why, and measure it.
+    Memory(MemoryArgs),
 }
 
 const RECORD_EXAMPLES: &str = "\

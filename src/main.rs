@@ -6,6 +6,7 @@ mod exit;
 mod export;
 mod info;
 mod map;
+mod memory;
 mod output;
 mod progress;
 mod record;
@@ -29,6 +30,7 @@ fn main() -> ExitCode {
         cli::Command::Export(export) => export::run(export),
         cli::Command::Dump(dump) => dump::run(dump),
         cli::Command::Info(info) => info::run(info),
+        cli::Command::Memory(memory) => memory::run(memory),
     };
     exit::code(result)
 }

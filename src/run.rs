@@ -28,7 +28,7 @@ use crate::weights::Weights;
 const CONTEXT_TOKENS_DEFAULT: u32 = 4096;
 
 /// Most tokens of a prompt that are computed at once: llama.cpp's default for a ubatch.
-const BATCH_TOKENS: u32 = 512;
+pub(crate) const BATCH_TOKENS: u32 = 512;
 
 /// When what happened, seen from the start of the process.
 struct Times {
@@ -228,15 +228,19 @@ fn prompt_tokens(args: &RunArgs, model: &Model, prompt: &str) -> anyhow::Result<
     Ok(tokens)
 }
 
-fn context<'m>(args: &RunArgs, model: &'m Model) -> llama_rs::Result<Context<'m>> {
-    let trained = model.n_ctx_train().max(1);
-    let n_ctx = match args.ctx_size {
+/// The size of the context that is made for a wish.
+pub(crate) fn context_tokens(wish: Option<u32>, n_ctx_train: u32) -> u32 {
+    let trained = n_ctx_train.max(1);
+    match wish {
         Some(0) => trained,
         Some(tokens) => tokens,
         None => CONTEXT_TOKENS_DEFAULT.min(trained),
-    };
+    }
+}
+
+fn context<'m>(args: &RunArgs, model: &'m Model) -> llama_rs::Result<Context<'m>> {
     let mut params = ContextParams {
-        n_ctx,
+        n_ctx: context_tokens(args.ctx_size, model.n_ctx_train()),
         n_batch: BATCH_TOKENS,
         n_ubatch: BATCH_TOKENS,
         type_k: args.cache_type_k,

@@ -239,7 +239,7 @@ pub(crate) enum Switch {
 
 #[derive(Debug, Args)]
 pub(crate) struct MakeModelArgs {
-    /// Name of the shape: gpt-oss-20b (13.8 GB), qwen3-30b-a3b, deepseek-v2-lite, llama-dense, demo, tiny-gpt-oss and others;
+    /// Name of the shape: gpt-oss-20b (13.8 GB), qwen3-30b-a3b, deepseek-v2-lite, llama-dense, llama-2-7b, demo, tiny-gpt-oss and others;
     /// an unknown name prints all
     #[arg(long, value_name = "NAME")]
     pub(crate) shape: String,
@@ -247,8 +247,11 @@ pub(crate) struct MakeModelArgs {
     #[arg(short, long, value_name = "FILE")]
     pub(crate) output: PathBuf,
     /// Seed of the random weights
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", conflicts_with = "hollow")]
     pub(crate) seed: Option<u64>,
+    /// No weights: holes in the file, which read as zeros and take no disk. For questions of memory
+    #[arg(long)]
+    pub(crate) hollow: bool,
     /// No progress on standard error
     #[arg(short, long)]
     pub(crate) quiet: bool,

@@ -15,7 +15,7 @@ use crate::inner::InnerContext;
 use crate::kv_type;
 use crate::logs;
 use crate::lora::LoraAdapter;
-use crate::memory::{BufferUse, Perf};
+use crate::memory::{BufferUse, MemoryExtras, Perf};
 use crate::model::Model;
 use crate::observer::{AnyObserver, NodeObserver, ObserverState};
 use crate::params::{ContextParams, FlashAttention};
@@ -563,6 +563,18 @@ impl<'model> Context<'model> {
     /// [`Error::Native`] when llama.cpp fails to tell.
     pub fn memory_breakdown(&self) -> Result<Vec<BufferUse>> {
         crate::memory::breakdown(self.raw())
+    }
+
+    /// What it allocates besides the buffers of [`memory_breakdown`](Context::memory_breakdown).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Native`] when llama.cpp fails to tell.
+    pub fn memory_extras(&self) -> Result<MemoryExtras> {
+        // SAFETY: the context is alive.
+        let n_threads = unsafe { sys::llama_n_threads_batch(self.raw()) };
+        let n_outputs = self.n_outputs_max as u64;
+        crate::memory::extras(self.raw(), n_threads, n_outputs * self.n_vocab as u64)
     }
 
     /// Empties the KV cache. Wraps `llama_memory_clear`.

@@ -60,15 +60,18 @@ impl ExpertType {
 const WIDE_VOCABULARY: u64 = 70_000;
 
 /// Names that stand for one shape each.
-const NAMES: [&str; 12] = [
+const NAMES: [&str; 15] = [
     "demo",
     "gpt-oss-20b",
     "qwen3-30b-a3b",
     "deepseek-v2-lite",
+    "deepseek-v2-lite-mha",
     "llama-dense",
+    "llama-2-7b",
     "tiny-gpt-oss",
     "tiny-qwen3moe",
     "tiny-deepseek2",
+    "tiny-deepseek2-mha",
     "tiny-llama",
     "tiny-llama-untied",
     "tiny-llama-no-vocab",
@@ -99,6 +102,12 @@ impl Shape {
             ("gpt-oss-20b", None) => gpt_oss::GPT_OSS_20B.plan()?,
             ("qwen3-30b-a3b", None) => qwen3moe::QWEN3_30B_A3B.plan()?,
             ("deepseek-v2-lite", None) => deepseek2::V2_LITE.plan()?,
+            ("deepseek-v2-lite-mha", None) => DeepSeek2 {
+                latent: false,
+                ..deepseek2::V2_LITE
+            }
+            .plan()?,
+            ("llama-2-7b", None) => llama::LLAMA_2_7B.plan()?,
             ("llama-dense", None) => llama::DENSE_8B.plan()?,
             ("tiny-gpt-oss", _) => {
                 let tiny = gpt_oss::TINY;
@@ -118,10 +127,16 @@ impl Shape {
                 let types = experts.map_or(tiny.types, qwen3moe::Types::Experts);
                 Qwen3Moe { types, ..tiny }.plan()?
             }
-            ("tiny-deepseek2", _) => {
+            ("tiny-deepseek2" | "tiny-deepseek2-mha", _) => {
                 let tiny = deepseek2::TINY;
                 let types = experts.map_or(tiny.types, deepseek2::Types::Experts);
-                DeepSeek2 { types, ..tiny }.plan()?
+                let latent = base == "tiny-deepseek2";
+                DeepSeek2 {
+                    types,
+                    latent,
+                    ..tiny
+                }
+                .plan()?
             }
             ("tiny-llama", _) => {
                 let tiny = llama::TINY;
