@@ -57,12 +57,13 @@ impl ExpertType {
 }
 
 /// Names that stand for one shape each.
-const NAMES: [&str; 12] = [
+const NAMES: [&str; 13] = [
     "demo",
     "gpt-oss-20b",
     "qwen3-30b-a3b",
     "deepseek-v2-lite",
     "llama-dense",
+    "llama-3b",
     "tiny-gpt-oss",
     "tiny-qwen3moe",
     "tiny-deepseek2",
@@ -96,6 +97,7 @@ impl Shape {
             ("qwen3-30b-a3b", None) => qwen3moe::QWEN3_30B_A3B.plan()?,
             ("deepseek-v2-lite", None) => deepseek2::V2_LITE.plan()?,
             ("llama-dense", None) => llama::DENSE_8B.plan()?,
+            ("llama-3b", None) => llama::DENSE_3B.plan()?,
             ("tiny-gpt-oss", _) => {
                 let tiny = gpt_oss::TINY;
                 GptOss {
