@@ -9,9 +9,7 @@ use llama_rs::{Backend, Context, LoadMode, Model, ModelParams, Prefetch, SlicePr
 
 use crate::Budget;
 use crate::counters::CountersSnapshot;
-use crate::engine::{
-    Engine, EngineError, EngineReport, ModelFiles, Preference, ReadError, open_engine,
-};
+use crate::engine::{EngineError, EngineReport, ModelFiles, Preference, ReadError, open_engine};
 use crate::pinned::Pinned;
 use crate::plan::{Demand, MemoryPlan, Pages, PlanError};
 use crate::policy::PolicyName;
@@ -208,8 +206,8 @@ impl PagedModel {
             // All reads are ahead, and all are needed.
             reads.prefetch_depth = reads.depth;
         }
+        let pinned = self.pin(&plan, reads)?;
         let (engine, report) = open_engine(Arc::clone(&self.files), None, reads)?;
-        let (pinned, engine) = self.pin(&plan, engine)?;
         let lazy = self
             .model
             .weights()
@@ -231,11 +229,7 @@ impl PagedModel {
     }
 
     /// The matrices that the plan keeps in memory; reads them, unless that was done for an earlier plan.
-    fn pin(
-        &self,
-        plan: &MemoryPlan,
-        engine: Box<dyn Engine>,
-    ) -> Result<(Option<Arc<Pinned>>, Box<dyn Engine>), PagerError> {
+    fn pin(&self, plan: &MemoryPlan, reads: Preference) -> Result<Option<Arc<Pinned>>, PagerError> {
         let is_streamed = |index: &usize| match &plan.dense_stream {
             Some(stream) => stream.streamed.contains(index),
             None => false,
@@ -248,15 +242,16 @@ impl PagedModel {
         let mut pinned = self.pinned.lock().unwrap_or_else(PoisonError::into_inner);
         if stay.is_empty() {
             *pinned = None;
-            return Ok((None, engine));
+            return Ok(None);
         }
         if let Some(known) = pinned.as_ref().filter(|known| known.holds(&stay)) {
-            return Ok((Some(Arc::clone(known)), engine));
+            return Ok(Some(Arc::clone(known)));
         }
         // Both would not fit.
         *pinned = None;
-        let (read, engine) = Pinned::read(&self.files, &stay, engine)?;
-        Ok((Some(Arc::clone(pinned.insert(Arc::new(read)))), engine))
+        let (engine, _) = open_engine(Arc::clone(&self.files), None, reads)?;
+        let read = Arc::new(Pinned::read(&self.files, &stay, engine)?);
+        Ok(Some(Arc::clone(pinned.insert(read))))
     }
 }
 

@@ -24,7 +24,7 @@ pub(crate) struct Pinned {
 }
 
 impl Pinned {
-    /// Reads some of the dense tensors; gives the engine back.
+    /// Reads some of the dense tensors.
     ///
     /// # Errors
     ///
@@ -33,7 +33,7 @@ impl Pinned {
         files: &ModelFiles,
         tensors: &[(usize, &DenseTensor)],
         engine: Box<dyn Engine>,
-    ) -> Result<(Pinned, Box<dyn Engine>), PagerError> {
+    ) -> Result<Pinned, PagerError> {
         let ranges = merged_ranges(tensors.iter().map(|(_, tensor)| *tensor), PAGE_BYTES);
         let mut size_bytes = 0;
         // Part, offset in the file, offset in the region, in ascending order.
@@ -72,7 +72,7 @@ impl Pinned {
             }
         };
         // SAFETY: the ranges do not overlap, so each read has pages of the region to itself, and nobody looks at them before
-        // all reads have ended. The engine is dropped before the region, or given back when nothing is under way.
+        // all reads have ended. The engine is dropped before the region.
         unsafe { engine.submit(&reads) }?;
         while engine.in_flight() > 0 {
             if engine.wait(&mut note, SILENCE)? == 0 {
@@ -95,7 +95,7 @@ impl Pinned {
             .iter()
             .map(|(index, tensor)| (*index, offset_of(tensor)))
             .collect();
-        Ok((Pinned { region, offsets }, engine))
+        Ok(Pinned { region, offsets })
     }
 
     /// Whether these are the tensors that it holds.
