@@ -88,7 +88,7 @@ fn class(error: &anyhow::Error) -> u8 {
 fn is_bad_for_pager(error: &PagerError) -> bool {
     match error {
         PagerError::Llama(error) => is_bad_input(error),
-        PagerError::Engine(_) | PagerError::System { .. } => false,
+        PagerError::Engine(_) | PagerError::Read(_) | PagerError::System { .. } => false,
         _ => true,
     }
 }

@@ -22,7 +22,7 @@ use crate::output::{self, Output, note};
 use crate::progress::LoadBar;
 use crate::record::Recording;
 use crate::signals;
-use crate::weights::Weights;
+use crate::weights::{Provider, Weights};
 
 /// Context size when none is asked for: the KV cache is resident at once, and many models are trained for far more.
 const CONTEXT_TOKENS_DEFAULT: u32 = 4096;
@@ -81,6 +81,10 @@ pub(crate) fn run(
     context.set_lora(&scaled)?;
     context.set_abort(Arc::clone(&stop));
     let provider = weights.attach(args.prefetch, &mut context)?;
+    if let Provider::Pager(_) = provider {
+        // It may read dense weights only now.
+        times.loaded = started.elapsed();
+    }
     if !args.quiet {
         print_configuration(args, model, &context, seed);
         provider.print_plan();

@@ -98,14 +98,26 @@ impl Provider {
             }
             Provider::Pager(pager) => {
                 let (counts, reads) = (pager.counters(), pager.read_counters());
-                let total = counts.total;
-                note(format_args!(
-                    "pager: {:.1} % of {} slices were in memory, {:.1} MiB read, threads waited {:.0} ms",
-                    100.0 * total.hit_rate(),
-                    total.n_requests(),
-                    reads.delivered_bytes as f64 / f64::from(1 << 20),
-                    total.stall_ns as f64 / 1e6,
+                let (total, stream) = (counts.total, counts.stream);
+                let n_streamed = stream.n_ready + stream.n_late + stream.n_missed;
+                let mut parts = Vec::new();
+                if total.n_requests() > 0 {
+                    let (percent, count) = (100.0 * total.hit_rate(), total.n_requests());
+                    parts.push(format!("{percent:.1} % of {count} slices were in memory"));
+                }
+                if n_streamed > 0 {
+                    let percent = 100.0 * stream.n_ready as f64 / n_streamed as f64;
+                    parts.push(format!(
+                        "{percent:.1} % of {n_streamed} streamed matrices were there in time"
+                    ));
+                }
+                parts.push(format!(
+                    "{:.1} MiB read",
+                    reads.delivered_bytes as f64 / f64::from(1 << 20)
                 ));
+                let stall_ns = total.stall_ns + stream.stall_ns;
+                parts.push(format!("threads waited {:.0} ms", stall_ns as f64 / 1e6));
+                note(format_args!("pager: {}", parts.join(", ")));
                 if reads.n_retries > 0 {
                     note(format_args!(
                         "pager: {} reads were short or failed and were made again",

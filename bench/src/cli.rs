@@ -89,7 +89,8 @@ pub(crate) struct RunArgs {
     /// Model file, or the first of a split set [default: a generated demo model in the cache folder]
     #[arg(short, long, value_name = "FILE")]
     pub(crate) model: Option<PathBuf>,
-    /// Prefetch modes: eager, none, selective, pager (experts in slots within the budget), all (the first three), or a list; the first is the
+    /// Prefetch modes: eager, none, selective, pager (experts in slots, dense weights
+    /// in memory or streamed, within the budget), all (the first three), or a list; the first is the
     /// reference of the ratios
     #[arg(long, value_name = "MODES", default_value = "all")]
     prefetch: Modes,
@@ -239,8 +240,8 @@ pub(crate) enum Switch {
 
 #[derive(Debug, Args)]
 pub(crate) struct MakeModelArgs {
-    /// Name of the shape: gpt-oss-20b (13.8 GB), qwen3-30b-a3b, deepseek-v2-lite, llama-dense, llama-2-7b, demo, tiny-gpt-oss and others;
-    /// an unknown name prints all
+    /// Name of the shape: gpt-oss-20b (13.8 GB), qwen3-30b-a3b, deepseek-v2-lite, llama-dense (8B), llama-2-7b, llama-3b (3.4 GB), demo,
+    /// tiny-gpt-oss and others; an unknown name prints all
     #[arg(long, value_name = "NAME")]
     pub(crate) shape: String,
     /// The file to write

@@ -60,7 +60,7 @@ impl ExpertType {
 const WIDE_VOCABULARY: u64 = 70_000;
 
 /// Names that stand for one shape each.
-const NAMES: [&str; 15] = [
+const NAMES: [&str; 16] = [
     "demo",
     "gpt-oss-20b",
     "qwen3-30b-a3b",
@@ -68,6 +68,7 @@ const NAMES: [&str; 15] = [
     "deepseek-v2-lite-mha",
     "llama-dense",
     "llama-2-7b",
+    "llama-3b",
     "tiny-gpt-oss",
     "tiny-qwen3moe",
     "tiny-deepseek2",
@@ -109,6 +110,7 @@ impl Shape {
             .plan()?,
             ("llama-2-7b", None) => llama::LLAMA_2_7B.plan()?,
             ("llama-dense", None) => llama::DENSE_8B.plan()?,
+            ("llama-3b", None) => llama::DENSE_3B.plan()?,
             ("tiny-gpt-oss", _) => {
                 let tiny = gpt_oss::TINY;
                 GptOss {

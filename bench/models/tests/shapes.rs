@@ -157,6 +157,7 @@ fn real_shapes_have_real_sizes() {
     assert!((10.0..10.7).contains(&size("deepseek-v2-lite-mha")));
     assert!((4.8..5.0).contains(&size("llama-dense")));
     assert!((4.0..4.15).contains(&size("llama-2-7b")));
+    assert!((3.4..3.5).contains(&size("llama-3b")));
     assert!((1.45..1.55).contains(&size("demo")));
 
     let demo = Shape::by_name("demo").unwrap();

@@ -61,7 +61,7 @@ fn run(spec: &WorkerSpec, marks: &mut Marks) -> Result<()> {
     let begin_ns = monotonic_ns();
     let weights = Weights::load(&backend, spec)?;
     let model = weights.model();
-    let load_ns = monotonic_ns() - begin_ns;
+    let mut load_ns = monotonic_ns() - begin_ns;
     marks.send(Point::Loaded)?;
     let map = ModelMap::new(model.files());
     let resident_after_load = marks
@@ -87,7 +87,12 @@ fn run(spec: &WorkerSpec, marks: &mut Marks) -> Result<()> {
     } else {
         None
     };
+    // What a pager reads only now is part of loading.
+    let begin_ns = monotonic_ns();
     let pager = weights.attach(&mut context)?;
+    if pager.is_some() {
+        load_ns += monotonic_ns() - begin_ns;
+    }
     let mut before = None;
     let begin_counting = || before = pager.as_ref().map(Pager::counters);
     let run = match spec.tokens {

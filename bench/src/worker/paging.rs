@@ -81,6 +81,6 @@ fn counts(counters: &CountersSnapshot) -> PagerCounts {
         miss_bytes: total.miss_bytes,
         delivered_bytes: counters.delivered_bytes,
         wasted_bytes: counters.wasted_bytes,
-        stall_ns: total.stall_ns,
+        stall_ns: total.stall_ns + counters.stream.stall_ns,
     }
 }

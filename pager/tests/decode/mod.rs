@@ -19,7 +19,25 @@ pub(crate) fn model_file(folder: &Path, shape: &str) -> PathBuf {
     path
 }
 
-fn model_params() -> ModelParams {
+/// A model in the cache folder, or `None` after saying why the test does nothing.
+pub(crate) fn cache_model(name: &str) -> Option<PathBuf> {
+    let variable = |name| std::env::var_os(name).map(PathBuf::from);
+    let cache = variable("FAULTLINE_CACHE")
+        .or_else(|| Some(variable("XDG_CACHE_HOME")?.join("faultline")))
+        .or_else(|| Some(variable("HOME")?.join(".cache/faultline")));
+    let path = cache?.join("models").join(format!("{name}.gguf"));
+    if path.is_file() {
+        return Some(path);
+    }
+    println!(
+        "skipped: {} is not there (scripts/fetch-models.sh)",
+        path.display()
+    );
+    None
+}
+
+/// A model that the kernel maps, without repacking.
+pub(crate) fn mapped_params() -> ModelParams {
     ModelParams {
         repack: false,
         ..ModelParams::default()
@@ -37,8 +55,19 @@ pub(crate) fn context_params(n_ctx: u32) -> ContextParams {
     }
 }
 
+/// For [`logits`]: the prompt takes several ubatches.
+pub(crate) fn context_of_threads(threads: u32) -> ContextParams {
+    ContextParams {
+        n_batch: 32,
+        n_ubatch: 8,
+        n_threads: threads,
+        n_threads_batch: threads,
+        ..context_params(256)
+    }
+}
+
 pub(crate) fn mapped(path: &Path) -> Model {
-    Model::load(&Backend::init(), path, &model_params()).unwrap()
+    Model::load(&Backend::init(), path, &mapped_params()).unwrap()
 }
 
 /// The process's own memory does not count, so that budgets depend on the model alone.
@@ -54,7 +83,7 @@ pub(crate) fn options(budget_bytes: u64, engine: EngineChoice) -> PagerOptions {
 }
 
 pub(crate) fn paged(path: &Path, options: PagerOptions) -> PagedModel {
-    PagedModel::load(&Backend::init(), path, &model_params(), options).unwrap()
+    PagedModel::load(&Backend::init(), path, &mapped_params(), options).unwrap()
 }
 
 /// The smallest budget that works for a model in a context of this size.
@@ -75,7 +104,7 @@ pub(crate) struct Decoder {
 impl Decoder {
     /// The first step will be a prompt of this many tokens.
     pub(crate) fn new(n_prompt: i32) -> Decoder {
-        let mut batch = Batch::new(16, 1);
+        let mut batch = Batch::new(n_prompt.max(1) as usize, 1);
         for position in 0..n_prompt {
             let token = Token((position * 7 + 3) % 64);
             let is_last = position + 1 == n_prompt;
@@ -112,5 +141,13 @@ pub(crate) fn expected(path: &Path, n_ctx: u32, n_prompt: i32, n_steps: usize) -
     let mut decoder = Decoder::new(n_prompt);
     (0..n_steps)
         .map(|_| decoder.step(&mut context).unwrap())
+        .collect()
+}
+
+/// The logits of a prompt of 21 tokens and of greedy steps after it.
+pub(crate) fn logits(context: &mut Context<'_>, n_steps: usize) -> Vec<Vec<u32>> {
+    let mut decoder = Decoder::new(21);
+    (0..=n_steps)
+        .map(|_| decoder.step(context).unwrap())
         .collect()
 }

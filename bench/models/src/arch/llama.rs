@@ -60,6 +60,21 @@ pub(crate) const LLAMA_2_7B: Llama = Llama {
     ..DENSE_8B
 };
 
+/// A model of 3 billion parameters, as Llama 3.2 3B in Q8_0; one tensor is embedding and output.
+pub(crate) const DENSE_3B: Llama = Llama {
+    name: "dense llama 3B shape",
+    layers: 28,
+    n_embd: 3072,
+    n_head: 24,
+    n_head_kv: 8,
+    n_ff: 8192,
+    vocab: 128_256,
+    n_ctx: 131_072,
+    tied: true,
+    weight_type: GgmlType::Q8_0,
+    vocabulary: Vocabulary::Bytes,
+};
+
 /// Small enough for tests; one tensor is embedding and output.
 pub(crate) const TINY: Llama = Llama {
     name: "tiny llama",
