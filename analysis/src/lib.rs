@@ -12,6 +12,7 @@ pub mod export;
 pub mod log;
 pub mod map;
 mod output;
+pub mod report;
 pub mod roofline;
 pub mod routing;
 pub mod simulate;

@@ -64,7 +64,7 @@ fn add(text: &mut String, panel: &Panel, series: &Series, layer: &Layer) {
     }
 }
 
-fn quoted(text: &str) -> String {
+pub(crate) fn quoted(text: &str) -> String {
     if text.contains([',', '"', '\n']) {
         format!("\"{}\"", text.replace('"', "\"\""))
     } else {

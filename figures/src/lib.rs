@@ -9,9 +9,11 @@ mod axis;
 mod csv;
 mod style;
 mod svg;
+mod table;
 
 pub use axis::{Axis, Unit};
 pub use style::escape;
+pub use table::Table;
 
 /// A picture.
 #[derive(Clone, Debug)]

@@ -21,6 +21,7 @@ pub use glob::Pattern;
 pub use info::{Info, InfoFormat};
 pub use rows::{Access, Entry};
 pub use tokens::Token;
+pub(crate) use tokens::Tracker;
 pub use weights::{Bytes, FilePlace, Weight, Weights};
 
 /// A log that can be read, perhaps not in full.

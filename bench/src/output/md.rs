@@ -1,6 +1,6 @@
 //! Markdown: the set-up, llama-bench's table, and tables of what loading cost in time, memory and device bytes.
 
-use super::table::Table;
+use super::Table;
 use crate::protocol::BuildFacts;
 use crate::results::{Report, RowResult, Setup, Test};
 use crate::size::{GIB, MIB, format_bytes};
