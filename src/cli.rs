@@ -1,6 +1,7 @@
 //! What the user can type.
 
 mod answers;
+mod report;
 mod simulate;
 
 use std::path::PathBuf;
@@ -14,6 +15,7 @@ pub(crate) use answers::{
 
 use crate::version;
 
+pub(crate) use report::{CommonArgs, ReportArgs};
 pub(crate) use simulate::{Format, Pool, SimulateArgs};
 
 const EXAMPLES: &str = "\
@@ -56,6 +58,8 @@ pub(crate) enum Command {
     Record(RecordArgs),
     /// Simulate caches of experts on a routing trace or an access log.
     Simulate(SimulateArgs),
+    /// Say what a log's run read, how often, in which order, and what for nothing.
+    Report(ReportArgs),
     /// Show where a model's tensors are in its files.
     Map(MapArgs),
     /// Turn a log into CSV, Parquet or a trace for Perfetto.

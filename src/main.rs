@@ -9,6 +9,7 @@ mod map;
 mod output;
 mod progress;
 mod record;
+mod report;
 mod run;
 mod signals;
 mod simulate;
@@ -24,6 +25,7 @@ fn main() -> ExitCode {
         cli::Command::Run(run) => run::run(run, started, None),
         cli::Command::Record(record) => record::run(record, started),
         cli::Command::Simulate(simulate) => simulate::run(simulate),
+        cli::Command::Report(report) => report::run(report),
         cli::Command::Map(map) => map::run(map),
         cli::Command::Export(export) => export::run(export),
         cli::Command::Dump(dump) => dump::run(dump),

@@ -25,7 +25,6 @@ pub(crate) struct Experts {
 /// How unevenly one sequence used the experts.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct SequenceUse {
-    pub(crate) n_tokens: u64,
     /// Means over layers.
     pub(crate) gini: f64,
     pub(crate) top_quarter: f64,
@@ -38,7 +37,6 @@ pub(crate) struct Choices<'m> {
     pub(crate) layers: Vec<Experts>,
     /// By layer of the model: index into `layers`, and the tensor whose reads are counted, once one was seen.
     by_layer: Vec<Option<(usize, Option<u32>)>>,
-    pub(crate) n_experts: usize,
     /// By phase (prompts, then decoding): uses of each expert; one use is one token.
     pub(crate) uses: [Vec<u64>; 2],
     /// Tokens of whole steps, by phase.
@@ -103,7 +101,6 @@ impl<'m> Choices<'m> {
             model,
             layers,
             by_layer,
-            n_experts,
             uses: [vec![0; n_experts], vec![0; n_experts]],
             n_tokens: [0; 2],
             n_steps: 0,
@@ -170,7 +167,6 @@ impl<'m> Choices<'m> {
             }
             let n_layers = self.layers.len().max(1) as f64;
             self.sequences.push(SequenceUse {
-                n_tokens: self.sequence_tokens,
                 gini: gini / n_layers,
                 top_quarter: top_quarter / n_layers,
             });

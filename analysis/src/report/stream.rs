@@ -17,8 +17,6 @@ pub(crate) enum Phase {
 }
 
 impl Phase {
-    pub(crate) const ALL: [Phase; 3] = [Phase::Load, Phase::Prompt, Phase::Decode];
-
     /// The phase that a record says it belongs to.
     #[inline]
     pub(crate) fn of(record: &Record) -> Phase {

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use tracer::WeightClass;
 
+use super::About;
 use super::delivered::Delivered;
 use super::section::{Cell, Question, Section, Sheet};
 use super::tally::{Classes, Coverage, Spread, Tally};
@@ -144,9 +145,15 @@ impl Waste {
     }
 
     /// In words and tables.
-    pub fn section(&self) -> Section {
+    pub fn section(&self, about: &About) -> Section {
         let mut section = Section::new(Question::Waste);
         let total = &self.total;
+        if about.n_lost > 0 {
+            section.cannot.push(format!(
+                "what the {} that the log has lost read: bytes that are called unread here may have been read by them",
+                plural(about.n_lost, "record")
+            ));
+        }
         section.find(format!(
             "{} of the tensors' {} were never read ({}); {} were read at least once.",
             size(total.unread_bytes),
