@@ -14,33 +14,42 @@ pub(crate) fn run(args: &ReportArgs) -> anyhow::Result<Outcome> {
     let (question, log, common) = match (&args.question, &args.log) {
         (Some(ask), _) => {
             let (question, ask) = ask.question();
-            (Some(question), &ask.log, &ask.common)
+            (Some(question), ask.log.as_path(), &ask.common)
         }
-        (None, Some(log)) => (None, log, &args.common),
+        (None, Some(log)) => (None, log.as_path(), &args.common),
         (None, None) => unreachable!("clap asks for a log where there is no question"),
     };
-    let report = read(log, question, common)?;
+    let (log, options) = open(log, question, common)?;
+    if args.html.is_none() && args.figures.is_none() {
+        let report = report::read(&log, &options)?;
+        return answered(report.write(form(common.output), question, &Target::Stdout));
+    }
+    let (report, figures) = report::read_with_figures(&log, &options)?;
+    if let Some(path) = &args.html {
+        report.write_page(&figures, path)?;
+    }
+    if let Some(folder) = &args.figures {
+        report::write_figures(&figures, folder)?;
+    }
     answered(report.write(form(common.output), question, &Target::Stdout))
 }
 
-fn read(
+fn open(
     log: &Path,
     question: Option<Question>,
     common: &CommonArgs,
-) -> anyhow::Result<report::Report> {
+) -> anyhow::Result<(Log, Options)> {
     let log = Log::open(log, None)?;
     let layout = report::layout(&log, common.model.as_deref());
-    let mut options = Options {
-        questions: question.into_iter().collect(),
-        layout: None,
-    };
-    match layout {
-        Ok(layout) => options.layout = Some(layout),
-        // The report says that it is not known; that a model was named and cannot be used is worth a line.
-        Err(reason) if common.model.is_some() => note(format_args!("{reason}")),
-        Err(_) => {}
+    // The report says that the layout is not known; why a model that was named is of no use is worth a line.
+    if let (Err(reason), Some(_)) = (&layout, &common.model) {
+        note(format_args!("{reason}"));
     }
-    Ok(report::read(&log, &options)?)
+    let options = Options {
+        questions: question.into_iter().collect(),
+        layout: layout.ok(),
+    };
+    Ok((log, options))
 }
 
 /// The form of an answer, as the library names it.

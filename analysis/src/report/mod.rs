@@ -3,6 +3,7 @@
 //! [`read`] passes once over a log, of any size, in bounded memory: what is kept grows with the model and not with the
 //! log. `docs/report.md` says what each answer means.
 
+mod charts;
 mod choices;
 mod delivered;
 mod determinism;
@@ -10,6 +11,7 @@ mod experts;
 mod faults;
 mod grid;
 mod order;
+mod page;
 mod parts;
 mod repeats;
 mod reuse;
@@ -25,6 +27,7 @@ mod write;
 
 use std::path::Path;
 
+use figures::Chart;
 use serde::{Deserialize, Serialize};
 
 pub use delivered::{PhaseDelivered, Snapshot};
@@ -32,6 +35,7 @@ pub use determinism::{Determinism, Difference};
 pub use experts::{Curve, CurvePoint, ExpertLayer, Experts, Lag, Pair, PerSequence, Prediction};
 pub use faults::{FaultRow, Faults};
 pub use order::{OrderAnswer, RequestSize, Requests, View};
+pub use page::write_figures;
 pub use parts::{OpPart, Part, Parts};
 pub use reuse::{Again, Delivery, FaultsAgain, Reuse, ReuseSlice, ReuseTensor};
 pub use section::{Cell, Fact, Question, Section, Sheet};
@@ -123,6 +127,19 @@ pub struct Options {
 ///
 /// [`Error::Log`] from the file.
 pub fn read(log: &Log, options: &Options) -> Result<Report> {
+    read_and_draw(log, options, false).map(|(report, _)| report)
+}
+
+/// As [`read`], with a picture of everything that was asked for and that the log has.
+///
+/// # Errors
+///
+/// [`Error::Log`] from the file.
+pub fn read_with_figures(log: &Log, options: &Options) -> Result<(Report, Vec<Chart>)> {
+    read_and_draw(log, options, true)
+}
+
+fn read_and_draw(log: &Log, options: &Options, draw: bool) -> Result<(Report, Vec<Chart>)> {
     let model = weights::Model::of(log.reader());
     let layout = options.layout.as_ref();
     let mut tally = tally::Tally::new(&model);
@@ -145,7 +162,7 @@ pub fn read(log: &Log, options: &Options) -> Result<Report> {
     choices.finish();
     let about = about(log, &model, &seen, tally.n_unknown);
     let asked = |question| options.questions.is_empty() || options.questions.contains(&question);
-    Ok(Report {
+    let report = Report {
         report_format: REPORT_FORMAT,
         waste: asked(Question::Waste).then(|| Waste::of(&model, &tally, &delivered)),
         reuse: asked(Question::Reuse).then(|| Reuse::of(&model, &tally, &delivered)),
@@ -161,7 +178,15 @@ pub fn read(log: &Log, options: &Options) -> Result<Report> {
         layers: asked(Question::Layers).then(|| Parts::layers(&model, &tally)),
         components: asked(Question::Components).then(|| Parts::components(&model, &tally, &times)),
         about,
-    })
+    };
+    let drawn = charts::Drawn {
+        report: &report,
+        model: &model,
+        times: &times,
+        sequences: &sequences,
+    };
+    let charts = if draw { drawn.charts() } else { Vec::new() };
+    Ok((report, charts))
 }
 
 fn about(log: &Log, model: &weights::Model, seen: &stream::Seen, n_unknown: u64) -> About {

@@ -6,7 +6,7 @@ use super::section::{Cell, Question, Section, Sheet};
 use super::tally::Tally;
 use super::times::{Durations, OverTime, Times};
 use super::weights::Model;
-use crate::text::{duration, percent, plural, share, size};
+use crate::text::{duration, percent, plural, share};
 
 /// Tensors that are listed by their time.
 const LISTED: usize = 50;

@@ -139,6 +139,8 @@ pub(crate) struct Times<'m> {
     pub(crate) steps: Grid,
     /// The rows are those of [`OverTime`].
     pub(crate) over_time: Grid,
+    /// The same, only up to the end of the first whole step.
+    pub(crate) until_first: Grid,
     pub(crate) prompts: Clocked,
     /// Steps that generate one token.
     pub(crate) tokens: Clocked,
@@ -171,6 +173,7 @@ impl<'m> Times<'m> {
             steps: Grid::new(4, COLUMNS, 0),
             // From 1 us on.
             over_time: Grid::new(4, COLUMNS, 10),
+            until_first: Grid::new(4, COLUMNS, 10),
             prompts: Clocked::new(),
             tokens: Clocked::new(),
             longest: None,
@@ -184,6 +187,19 @@ impl<'m> Times<'m> {
             n_steps: 0,
             step_bytes: 0,
             node_ns: None,
+        }
+    }
+}
+
+impl Times<'_> {
+    #[inline]
+    fn at(&mut self, row: OverTime, time_ns: u64, value: u64) {
+        self.over_time.add(row as usize, time_ns, value);
+        if self
+            .first_token_ns
+            .is_none_or(|first_ns| time_ns <= first_ns)
+        {
+            self.until_first.add(row as usize, time_ns, value);
         }
     }
 }
@@ -207,8 +223,7 @@ impl Collector for Times<'_> {
                 let time = &mut self.ops[weight.component as usize][op];
                 time.n += 1;
                 time.time_ns += u64::from(record.duration_ns);
-                self.over_time
-                    .add(OverTime::ConsumedBytes as usize, at_ns, bytes);
+                self.at(OverTime::ConsumedBytes, at_ns, bytes);
                 (at_ns, bytes) = (record.time_ns, 0);
             }
             if let Some((_, size_bytes)) = weight.read(record.slice) {
@@ -221,8 +236,7 @@ impl Collector for Times<'_> {
                 self.heat.add(row, self.n_steps, size_bytes);
             }
         }
-        self.over_time
-            .add(OverTime::ConsumedBytes as usize, at_ns, bytes);
+        self.at(OverTime::ConsumedBytes, at_ns, bytes);
     }
 
     fn kernel(&mut self, _: Phase, mark: &KernelMark) {
@@ -232,14 +246,10 @@ impl Collector for Times<'_> {
                     true => OverTime::MajorFaults,
                     false => OverTime::MinorFaults,
                 };
-                self.over_time.add(row as usize, fault.time_ns, 1);
+                self.at(row, fault.time_ns, 1);
             }
             KernelMark::BlockRead(read) => {
-                self.over_time.add(
-                    OverTime::DeliveredBytes as usize,
-                    read.time_ns,
-                    read.size_bytes,
-                );
+                self.at(OverTime::DeliveredBytes, read.time_ns, read.size_bytes);
                 self.request_sizes[read.size_bytes.max(1).ilog2() as usize] += 1;
                 self.bursts.add(read.time_ns, read.size_bytes);
                 let mut end_ns = read.time_ns;
