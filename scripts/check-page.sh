@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Opens a page of `bench report` in headless Chromium: its script must run to the end without a message on the console. Keeps a
+# Opens a page of `bench report` or `faultline report --html` in headless Chromium: its script must run to the end without a message on the console. Keeps a
 # picture in light and one in dark.
 set -euo pipefail
 

@@ -15,7 +15,7 @@ pub(crate) use answers::{
 
 use crate::version;
 
-pub(crate) use report::{CommonArgs, ReportArgs};
+pub(crate) use report::{CommonArgs, DiffArgs, ReportArgs};
 pub(crate) use simulate::{Format, Pool, SimulateArgs};
 
 const EXAMPLES: &str = "\
@@ -60,6 +60,8 @@ pub(crate) enum Command {
     Simulate(SimulateArgs),
     /// Say what a log's run read, how often, in which order, and what for nothing.
     Report(ReportArgs),
+    /// Compare two logs or reports, number by number.
+    Diff(DiffArgs),
     /// Show where a model's tensors are in its files.
     Map(MapArgs),
     /// Turn a log into CSV, Parquet or a trace for Perfetto.

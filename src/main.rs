@@ -1,6 +1,7 @@
 //! The `faultline` command line. Each verb has a file of its own; this one only starts them.
 
 mod cli;
+mod diff;
 mod dump;
 mod exit;
 mod export;
@@ -26,6 +27,7 @@ fn main() -> ExitCode {
         cli::Command::Record(record) => record::run(record, started),
         cli::Command::Simulate(simulate) => simulate::run(simulate),
         cli::Command::Report(report) => report::run(report),
+        cli::Command::Diff(diff) => diff::run(diff),
         cli::Command::Map(map) => map::run(map),
         cli::Command::Export(export) => export::run(export),
         cli::Command::Dump(dump) => dump::run(dump),

@@ -99,7 +99,10 @@ fn add(text: &mut String, panel: &Panel, series: &Series, layer: &Layer) {
                 line(what, [x.to_string(), y_name(*y), none(), none()]);
             }
         }
-        Layer::Vertical { what, x, low, high } => {
+        Layer::Vertical { what, x, low, high }
+        | Layer::Column {
+            what, x, low, high, ..
+        } => {
             line(
                 what,
                 [x.to_string(), none(), low.to_string(), high.to_string()],
@@ -111,15 +114,6 @@ fn add(text: &mut String, panel: &Panel, series: &Series, layer: &Layer) {
                 [none(), y_name(*y), low.to_string(), high.to_string()],
             );
         }
-        Layer::Box { what, x, y } => line(
-            what,
-            [
-                x.0.to_string(),
-                x.1.to_string(),
-                y.0.to_string(),
-                y.1.to_string(),
-            ],
-        ),
         // A chart with these has another form.
         Layer::Cells(_) => {}
         Layer::Bar { what, y, to } => line(what, [to.to_string(), y_name(*y), none(), none()]),

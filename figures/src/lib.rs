@@ -85,11 +85,13 @@ pub enum Layer {
     },
     /// A horizontal bar from the axis.
     Bar { what: &'static str, y: f64, to: f64 },
-    /// A rectangle.
-    Box {
+    /// A vertical bar from `low` to `high`, `width` wide in the units of the axis, around `x`.
+    Column {
         what: &'static str,
-        x: (f64, f64),
-        y: (f64, f64),
+        x: f64,
+        width: f64,
+        low: f64,
+        high: f64,
     },
     /// Many cells of one size, each the darker the larger its value. A chart with such cells has a CSV of its own form: for each
     /// panel a line with the columns' places, then a line for each row.

@@ -259,15 +259,21 @@ fn draw_layer(svg: &mut String, area: &Area<'_>, series: &Series, layer: &Layer)
                 tip(&format!("{what} {}", x_text(*to)))
             );
         }
-        Layer::Box { what, x, y } => {
-            let (x1, x2) = (area.x(x.0), area.x(x.1));
-            let (y1, y2) = (area.y(y.1), area.y(y.0));
+        Layer::Column {
+            what,
+            x,
+            width,
+            low,
+            high,
+        } => {
+            let (x1, x2) = (area.x(x - width / 2.0), area.x(x + width / 2.0));
+            let (y1, y2) = (area.y(*high), area.y(*low));
             let _ = writeln!(
                 svg,
                 "<rect class=\"bar\" x=\"{x1:.1}\" y=\"{y1:.1}\" width=\"{:.1}\" height=\"{:.1}\">{}</rect>",
                 (x2 - x1).max(1.0),
                 (y2 - y1).max(0.0),
-                tip(&format!("{what} {}", y_text(y.1 - y.0)))
+                tip(&format!("{what} {}", y_text(high - low)))
             );
         }
         Layer::Cells(cells) => draw_cells(svg, area, cells),

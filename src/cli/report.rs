@@ -107,3 +107,30 @@ impl AskArgs {
         }
     }
 }
+
+const DIFF_EXAMPLES: &str = "\
+EXAMPLES:
+  What did another prefetch mode change?
+    faultline diff eager.ftrace selective.ftrace
+  Against a report that was kept:
+    faultline report before.ftrace -o json > before.json
+    faultline diff before.json after.ftrace
+
+EXIT CODES: those of `faultline report`";
+
+/// Every number behind the sentences of `faultline report`, for both.
+#[derive(Debug, Args)]
+#[command(after_help = DIFF_EXAMPLES)]
+pub(crate) struct DiffArgs {
+    /// A log, or a report written with `-o json`.
+    #[arg(value_name = "A")]
+    pub(crate) a: PathBuf,
+
+    /// What it is compared with, of the same kinds.
+    #[arg(value_name = "B")]
+    pub(crate) b: PathBuf,
+
+    /// The form of the answer.
+    #[arg(short, long, value_name = "md|csv|json", default_value = "md")]
+    pub(crate) output: Format,
+}

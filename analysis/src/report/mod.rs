@@ -7,6 +7,7 @@ mod charts;
 mod choices;
 mod delivered;
 mod determinism;
+mod diff;
 mod experts;
 mod faults;
 mod grid;
@@ -32,6 +33,7 @@ use serde::{Deserialize, Serialize};
 
 pub use delivered::{PhaseDelivered, Snapshot};
 pub use determinism::{Determinism, Difference};
+pub use diff::{Diff, DiffRow, open as open_report};
 pub use experts::{Curve, CurvePoint, ExpertLayer, Experts, Lag, Pair, PerSequence, Prediction};
 pub use faults::{FaultRow, Faults};
 pub use order::{OrderAnswer, RequestSize, Requests, View};
@@ -60,10 +62,14 @@ pub struct About {
     pub log: String,
     /// The model's first file, as it was named when the log was recorded.
     pub model: String,
+    /// Names the tensors, wherever the files were; hexadecimal.
+    pub model_digest: String,
     /// Records that were read.
     pub n_records: u64,
     /// Records that the log has lost.
     pub n_lost: u64,
+    /// Whether the first ones are among them.
+    pub lost_beginning: bool,
     /// Of the records that were read, accesses.
     pub n_accesses: u64,
     /// Decode calls that the log has as a whole.
@@ -220,8 +226,10 @@ fn about(log: &Log, model: &weights::Model, seen: &stream::Seen, n_unknown: u64)
             .files
             .first()
             .map_or(String::new(), |file| file.path.clone()),
+        model_digest: crate::text::hex(&log.reader().header().model_digest),
         n_records: seen.n_records,
         n_lost: log.reader().header().n_lost,
+        lost_beginning: seen.lost_beginning,
         n_accesses: seen.n_accesses,
         n_whole_steps: seen.n_whole_steps,
         n_cut_steps: seen.n_cut_steps,
@@ -264,7 +272,7 @@ impl Report {
             Question::Experts => Some(self.experts.as_ref()?.section()),
             Question::Order => Some(self.order.as_ref()?.section()),
             Question::Determinism => Some(self.determinism.as_ref()?.section()),
-            Question::Timeline => Some(self.timeline.as_ref()?.section(about.n_lost)),
+            Question::Timeline => Some(self.timeline.as_ref()?.section(about)),
             Question::Layers => Some(self.layers.as_ref()?.section(*question)),
             Question::Components => Some(self.components.as_ref()?.section(*question)),
         };

@@ -130,16 +130,16 @@ impl Parts {
             return section;
         }
         section.find(format!(
-            "Operations that read weights took {}; {what} {} most of it ({}, {}).",
+            "Operations that read weights took {}; those of {} most of it ({}, {}).",
             duration(time_ns),
-            slowest.name,
+            words(what, &slowest.name),
             duration(slowest.time_ns),
             percent(share(slowest.time_ns, time_ns)),
         ));
         section.find(format!(
-            "Of the {} that were read, most were of {what} {}: {} ({}).",
+            "Of the {} that were read, most were of {}: {} ({}).",
             size(bytes),
-            largest.name,
+            words(what, &largest.name),
             size(largest.consumed_bytes),
             percent(share(largest.consumed_bytes, bytes)),
         ));
@@ -212,6 +212,15 @@ impl Parts {
             ]
         };
         Sheet::new(&columns, self.parts.iter().map(cells))
+    }
+}
+
+/// A part in a sentence.
+fn words(what: &str, name: &str) -> String {
+    match (what, name) {
+        ("layer", "-") => "tensors of no layer".to_owned(),
+        ("layer", name) => format!("layer {name}"),
+        (_, name) => name.to_owned(),
     }
 }
 

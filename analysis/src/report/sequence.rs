@@ -5,7 +5,7 @@ use tracer::{Extent, KernelMark, MARK_PAGE_BYTES, Record};
 
 use super::grid::Grid;
 use super::stream::{Collector, Phase, Step};
-use super::weights::Model;
+use super::weights::{BYTES_MAX, Model};
 
 /// A gap below this is sequential: the padding between two tensors, or the rest of a page. 4 KiB.
 pub const SEQUENTIAL_BYTES: u64 = 4 << 10;
@@ -182,7 +182,7 @@ impl OffsetGrid {
     #[inline]
     fn add(&mut self, time_ns: u64, begin: u64, size_bytes: u64) {
         let last = self.grid.n_rows() as u64 - 1;
-        let end = begin + size_bytes;
+        let end = begin.saturating_add(size_bytes);
         let mut at = begin;
         while at < end {
             let row = (at >> self.shift).min(last);
@@ -220,7 +220,7 @@ impl<'m> Sequences<'m> {
         let mut next = 0u64;
         let begins = model.files.iter().map(|file| {
             let begin = next;
-            next = next.saturating_add(file.size_bytes.min(1 << 50));
+            next = next.saturating_add(file.size_bytes.min(BYTES_MAX));
             begin
         });
         Sequences {
@@ -278,7 +278,11 @@ impl Collector for Sequences<'_> {
                 }
                 self.fault_grid
                     .get_or_insert_with(|| OffsetGrid::new(file_bytes()))
-                    .add(fault.time_ns, file_begin + page, MARK_PAGE_BYTES);
+                    .add(
+                        fault.time_ns,
+                        file_begin.saturating_add(page),
+                        MARK_PAGE_BYTES,
+                    );
             }
             KernelMark::BlockRead(read) => {
                 let Some(file_begin) = self.file_begins.get(read.file as usize) else {
@@ -294,7 +298,7 @@ impl Collector for Sequences<'_> {
                 }
                 self.block_grid
                     .get_or_insert_with(|| OffsetGrid::new(file_bytes()))
-                    .add(read.time_ns, file_begin + begin, size_bytes);
+                    .add(read.time_ns, file_begin.saturating_add(begin), size_bytes);
             }
             KernelMark::Resident(_) | KernelMark::FaultsElsewhere(_) => {}
         }

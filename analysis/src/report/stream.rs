@@ -93,6 +93,8 @@ pub(crate) struct Seen {
     /// Tokens of whole steps.
     pub(crate) n_prompt_tokens: u64,
     pub(crate) n_decode_tokens: u64,
+    /// Whether the log has lost its first records.
+    pub(crate) lost_beginning: bool,
     /// Earliest and latest time of an access or step.
     pub(crate) first_ns: Option<u64>,
     pub(crate) last_ns: u64,
@@ -137,6 +139,7 @@ impl<'c, 'd> Walker<'c, 'd> {
 
     fn chunk(&mut self, first: u64, records: &[Record]) {
         if first != self.next_sequence {
+            self.seen.lost_beginning |= self.next_sequence == 0;
             self.end_step(None);
             self.tracker = Tracker::new(false);
         }

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::About;
 use super::section::{Cell, Question, Section, Sheet};
 use super::tally::Tally;
 use super::times::{Durations, OverTime, Times};
@@ -125,7 +126,7 @@ impl Timeline {
     }
 
     /// In words and tables.
-    pub fn section(&self, n_lost: u64) -> Section {
+    pub fn section(&self, about: &About) -> Section {
         let mut section = Section::new(Question::Timeline);
         match self.tokens {
             Some(tokens) => {
@@ -154,7 +155,7 @@ impl Timeline {
                 "how long a token takes: no whole step of the log generates one token".to_owned(),
             ),
         }
-        if n_lost > 0 {
+        if about.lost_beginning {
             section.cannot.push(
                 "how long loading and the first token took: the log has lost its beginning"
                     .to_owned(),

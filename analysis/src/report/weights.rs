@@ -5,8 +5,9 @@ use tracer::{LogReader, ModelFile, Places, SliceKind, Source, WHOLE, WeightClass
 /// Most slices that are counted one by one, over all tensors: more than any model has. It bounds the memory that a
 /// log's tables can ask for.
 const SLICES_MAX: u64 = 1 << 22;
-/// Offsets and sizes beyond this are those of a damaged table: 1 PiB.
-const BYTES_MAX: u64 = 1 << 50;
+/// Offsets and sizes beyond this are those of a damaged table: 4 TiB. So all tensors of the largest table together have
+/// fewer than 2^64 bytes.
+pub(crate) const BYTES_MAX: u64 = 1 << 42;
 
 /// A tensor that records read.
 #[derive(Debug, Clone)]

@@ -2,7 +2,7 @@
 
 use figures::{Axis, Cells, Chart, Layer, Panel, Unit};
 
-use super::{Drawn, NS_PER_MS, chart, panel, series};
+use super::{Drawn, NS_PER_MS, chart, largest, panel, series};
 use crate::report::Experts;
 use crate::report::sequence::OffsetGrid;
 use crate::text::count;
@@ -25,18 +25,26 @@ pub(super) fn heat(drawn: &Drawn<'_, '_>) -> Option<Chart> {
         (row as f64, name.trim_end_matches(".weight").to_owned())
     });
     let steps = grid.n_used() as f64 * grid.width() as f64;
+    let sizes = drawn.model.weights.chunks(per_row);
+    let sizes = sizes.map(|weights| weights.iter().map(|weight| weight.size_bytes).sum::<u64>());
+    let share = |(row, size_bytes): (&[u64], u64)| -> Vec<f64> {
+        // Five digits: the values are in the page, too.
+        let whole = size_bytes.max(1) as f64 * grid.width() as f64;
+        let digits = |sum: &u64| (*sum as f64 / whole * 1e5).ceil() / 1e5;
+        row.iter().map(digits).collect()
+    };
     let cells = Cells {
-        what: "bytes read",
+        what: "share read per step",
         x: (0.0, steps),
         y: (-0.5, n_rows as f64 - 0.5),
         n_columns: grid.n_used(),
-        values: grid.rows().flatten().map(|sum| *sum as f64).collect(),
-        logarithmic: true,
+        values: grid.rows().zip(sizes).flat_map(share).collect(),
+        logarithmic: false,
     };
     let subtitle = format!(
-        "Tensors in the order of the file, from top to bottom; {} a column. The darker, the more bytes (logarithmic).",
+        "Tensors in the order of the file, from top to bottom; {} a column. The darker, the larger the share that is read.",
         match grid.width() {
-            1 => "one step (a prompt, or one generated token)".to_owned(),
+            1 => "one step (prompt or token)".to_owned(),
             n => format!("{} steps", count(n)),
         }
     );
@@ -44,7 +52,7 @@ pub(super) fn heat(drawn: &Drawn<'_, '_>) -> Option<Chart> {
         "",
         Axis::linear("step", Unit::Plain, steps / 1.03),
         Axis::places("tensor", n_rows, names.collect()),
-        vec![series("bytes read", 0, vec![Layer::Cells(cells)])],
+        vec![series("share read", 0, vec![Layer::Cells(cells)])],
         HEAT_HEIGHT,
     )];
     Some(chart("heat", "What is read when", &subtitle, panels))
@@ -67,11 +75,16 @@ pub(super) fn offsets(drawn: &Drawn<'_, '_>) -> Option<Chart> {
         ),
     ];
     let file_bytes = drawn.model.file_bytes() as f64;
-    let panels: Vec<Panel> = grids
+    let grids: Vec<(&str, &'static str, &OffsetGrid)> = grids
         .into_iter()
         .filter_map(|(title, what, grid)| Some((title, what, grid?)))
         .filter(|(_, _, offsets)| offsets.grid.n_used() > 0)
-        .map(|(title, what, offsets)| offset_panel(title, what, offsets, file_bytes))
+        .collect();
+    let end = |(_, _, offsets): &(_, _, &OffsetGrid)| end_ms(offsets);
+    let to_ms = largest(grids.iter().map(end));
+    let panels: Vec<Panel> = grids
+        .into_iter()
+        .map(|(title, what, offsets)| offset_panel(title, what, offsets, file_bytes, to_ms))
         .collect();
     if panels.is_empty() {
         return None;
@@ -84,12 +97,22 @@ pub(super) fn offsets(drawn: &Drawn<'_, '_>) -> Option<Chart> {
     ))
 }
 
-fn offset_panel(title: &str, what: &'static str, offsets: &OffsetGrid, file_bytes: f64) -> Panel {
+/// The end of the last column.
+fn end_ms(offsets: &OffsetGrid) -> f64 {
+    offsets.grid.n_used() as f64 * offsets.grid.width() as f64 / NS_PER_MS
+}
+
+fn offset_panel(
+    title: &str,
+    what: &'static str,
+    offsets: &OffsetGrid,
+    file_bytes: f64,
+    to_ms: f64,
+) -> Panel {
     let grid = &offsets.grid;
-    let to_ms = grid.n_used() as f64 * grid.width() as f64 / NS_PER_MS;
     let cells = Cells {
         what,
-        x: (0.0, to_ms),
+        x: (0.0, end_ms(offsets)),
         y: (
             0.0,
             (grid.n_rows() as u64) as f64 * (1u64 << offsets.shift) as f64,

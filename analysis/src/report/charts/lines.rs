@@ -162,10 +162,12 @@ pub(super) fn memory(faults: &Faults) -> Option<Chart> {
         let sizes = [resident.dense, resident.experts, resident.embedding];
         for ((name, _, boxes), size_bytes) in kinds.iter_mut().zip(sizes) {
             let high = low + size_bytes as f64;
-            boxes.push(Layer::Box {
+            boxes.push(Layer::Column {
                 what: name,
-                x: (index as f64 + 0.1, index as f64 + 0.9),
-                y: (low, high),
+                x: index as f64 + 0.5,
+                width: 0.8,
+                low,
+                high,
             });
             low = high;
         }
