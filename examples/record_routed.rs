@@ -5,6 +5,7 @@
 //! `faultline record --faults --block` does. A memory limit is the caller's: start it in a memory group.
 
 use std::ops::ControlFlow;
+use std::path::Path;
 
 use analysis::routing::RoutingTrace;
 use llama_rs::{
@@ -41,11 +42,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         return Err("usage: record_routed MODEL TRACE LOG N_PROMPT N_TOKENS".into());
     };
     let (n_prompt, n_tokens): (usize, usize) = (n_prompt.parse()?, n_tokens.parse()?);
-    let trace = RoutingTrace::open(trace.as_ref())?;
+    let trace = RoutingTrace::open(Path::new(trace))?;
     if trace.n_tokens() < n_prompt + n_tokens {
         return Err(format!("the trace has {} tokens", trace.n_tokens()).into());
     }
-    let files = gguf::ModelFiles::open(model_path.as_ref())?;
+    let files = gguf::ModelFiles::open(Path::new(model_path))?;
     let mut recorder = Recorder::open(log, &files, 1 << 30, OnFull::Stop)?;
     recorder.watch_kernel(&KernelOptions {
         faults: true,

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::section::{Cell, Sheet};
-use super::{Format, Options, REPORT_FORMAT, Report, read};
+use super::{Format, Options, REPORT_FORMAT, Report, layout, read};
 use crate::log::Log;
 use crate::output::Sink;
 use crate::{Error, Result, Target};
@@ -60,7 +60,12 @@ pub struct Diff {
 /// [`Error::Log`] of a log, [`Error::NotAReport`] of JSON.
 pub fn open(path: &Path) -> Result<Report> {
     if !is_json(path) {
-        return read(&Log::open(path, None)?, &Options::default());
+        let log = Log::open(path, None)?;
+        let options = Options {
+            layout: layout(&log, None).ok(),
+            ..Options::default()
+        };
+        return read(&log, &options);
     }
     let problem = |problem: String| Error::NotAReport {
         path: path.to_owned(),

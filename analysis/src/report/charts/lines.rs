@@ -1,6 +1,7 @@
 //! Pictures with lines and bars.
 
 use figures::{Axis, Chart, Layer, Unit};
+use tracer::WeightClass;
 
 use super::{Drawn, NS_PER_MS, chart, largest, panel, series};
 use crate::report::grid::Grid;
@@ -199,25 +200,26 @@ pub(super) fn memory(faults: &Faults) -> Option<Chart> {
 
 /// Which share of the weights tokens have read so far.
 pub(super) fn coverage(waste: &Waste) -> Option<Chart> {
-    let kinds: [(&str, fn(&crate::report::Classes) -> u64, usize); 3] = [
-        ("experts", |classes| classes.experts, 1),
-        ("embedding", |classes| classes.embedding, 2),
-        ("dense", |classes| classes.dense, 0),
+    let kinds = [
+        (WeightClass::Experts, 1),
+        (WeightClass::Embedding, 2),
+        (WeightClass::Dense, 0),
     ];
     let last = waste.coverage.last().filter(|_| waste.coverage.len() > 1)?;
     let series = kinds
         .iter()
-        .filter(|(_, of, _)| of(&waste.container_bytes) > 0)
-        .map(|(name, of, colour)| {
-            let all = of(&waste.container_bytes) as f64;
+        .filter(|(class, _)| waste.container_bytes.of(*class) > 0)
+        .map(|(class, colour)| {
+            let all = waste.container_bytes.of(*class) as f64;
             let points = waste.coverage.iter();
-            let points = points.map(|at| (at.n_tokens as f64, of(&at.touched_bytes) as f64 / all));
+            let points =
+                points.map(|at| (at.n_tokens as f64, at.touched_bytes.of(*class) as f64 / all));
             let line = Layer::Line {
                 what: "read at least once",
                 dashed: false,
                 points: points.collect(),
             };
-            series(name, *colour, vec![line])
+            series(class.name(), *colour, vec![line])
         })
         .collect();
     let panels = vec![panel(
