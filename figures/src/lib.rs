@@ -93,7 +93,7 @@ pub enum Layer {
         low: f64,
         high: f64,
     },
-    /// Many cells of one size, each the darker the larger its value. A chart with such cells has a CSV of its own form: for each
+    /// Many cells of one size, each of a colour the stronger the larger its value. A chart with such cells has a CSV of its own form: for each
     /// panel a line with the columns' places, then a line for each row.
     Cells(Cells),
     /// A point.

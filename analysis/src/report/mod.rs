@@ -282,10 +282,11 @@ impl Report {
     /// What the report is about, a line each.
     pub fn heading(&self) -> Vec<String> {
         let about = &self.about;
+        let model = Path::new(&about.model).file_name();
         let mut lines = vec![format!(
             "{}: {}, {}, {} and {} generated, in {}",
             about.log,
-            about.model,
+            model.map_or("no model".into(), |name| name.to_string_lossy()),
             plural(about.n_accesses, "access").replace("accesss", "accesses"),
             plural(about.n_prompt_tokens, "token") + " of prompts",
             count(about.n_decode_tokens),

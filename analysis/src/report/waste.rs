@@ -154,6 +154,7 @@ impl Waste {
                 plural(about.n_lost, "record")
             ));
         }
+        self.experts(&mut section);
         section.find(format!(
             "{} of the tensors' {} were never read ({}); {} were read at least once.",
             size(total.unread_bytes),
@@ -164,7 +165,6 @@ impl Waste {
         section.fact("unread_bytes", total.unread_bytes as f64);
         section.fact("unread_share", total.unread_share);
         section.fact("touched_bytes", total.touched_bytes as f64);
-        self.experts(&mut section);
         if let Some(row) = self.kind(WeightClass::Embedding) {
             section.find(format!(
                 "Of the token embedding's {} rows, {} were read: {} of {} ({}).",

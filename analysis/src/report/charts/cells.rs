@@ -42,7 +42,7 @@ pub(super) fn heat(drawn: &Drawn<'_, '_>) -> Option<Chart> {
         logarithmic: false,
     };
     let subtitle = format!(
-        "Tensors in the order of the file, from top to bottom; {} a column. The darker, the larger the share that is read.",
+        "Tensors in the order of the file, from top to bottom; {} a column. The stronger the colour, the larger the share that is read.",
         match grid.width() {
             1 => "one step (prompt or token)".to_owned(),
             n => format!("{} steps", count(n)),
@@ -92,7 +92,7 @@ pub(super) fn offsets(drawn: &Drawn<'_, '_>) -> Option<Chart> {
     Some(chart(
         "offsets",
         "Where the files are read over time",
-        "The darker, the more bytes of that place were asked for at that time (logarithmic). A slope is a file that is read in its order.",
+        "The stronger the colour, the more bytes of that place were asked for at that time (logarithmic). A slope is a file that is read in its order.",
         panels,
     ))
 }
@@ -169,7 +169,7 @@ pub(super) fn experts(experts: &Experts) -> Option<Chart> {
     Some(chart(
         "experts",
         "Which experts are used",
-        "The darker, the more often; blank: never. Each layer's uses are compared with an equal share.",
+        "The stronger the colour, the more often; blank: never. Each layer's uses are compared with an equal share.",
         panels,
     ))
 }

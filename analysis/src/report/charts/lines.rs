@@ -66,11 +66,20 @@ pub(super) fn hits(experts: &Experts) -> Option<Chart> {
 /// The time until the first token.
 pub(super) fn load(drawn: &Drawn<'_, '_>) -> Option<Chart> {
     let grid = &drawn.times.until_first;
-    if grid.n_used() == 0 {
+    if grid.n_used() == 0 || drawn.report.about.lost_beginning {
         return None;
     }
     let to_ms = grid.n_used() as f64 * grid.width() as f64 / NS_PER_MS;
     let x = || Axis::linear("time since the log's beginning", Unit::Milliseconds, to_ms);
+    let mut lines = vec![step_line(
+        "read by operations",
+        0,
+        rate(grid, OverTime::ConsumedBytes),
+    )];
+    if rate(grid, OverTime::DeliveredBytes).any(|(_, bytes)| bytes > 0.0) {
+        let delivered = rate(grid, OverTime::DeliveredBytes);
+        lines.push(step_line("delivered by the device", 1, delivered));
+    }
     let mut panels = vec![panel(
         "Bytes per second",
         x(),
@@ -83,14 +92,7 @@ pub(super) fn load(drawn: &Drawn<'_, '_>) -> Option<Chart> {
                     .map(|(_, y)| y),
             ),
         ),
-        vec![
-            step_line("read by operations", 0, rate(grid, OverTime::ConsumedBytes)),
-            step_line(
-                "delivered by the device",
-                1,
-                rate(grid, OverTime::DeliveredBytes),
-            ),
-        ],
+        lines,
         220.0,
     )];
     let faults = || {
