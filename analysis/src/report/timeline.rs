@@ -116,7 +116,7 @@ impl Timeline {
             first_token_ns: times.first_token_ns,
             prompts: times.prompts.durations(),
             tokens: times.tokens.durations(),
-            longest: times.longest.map(|(step, ns)| (step, u64::from(ns))),
+            longest: times.longest,
             decode_weights_time_ns: tally.tensors.iter().map(|sums| sums.time_ns[1]).sum(),
             tensors,
             steps: steps.collect(),

@@ -14,6 +14,8 @@ const COLUMNS: usize = 512;
 const TENSOR_ROWS_MAX: usize = 2048;
 /// Operations that are told apart; others count as the last one.
 const OPS: usize = 32;
+/// Longer durations count as this in percentiles: over an hour.
+const DURATION_MAX_NS: u64 = 1 << 42;
 /// A read that is issued this long after the one before begins a new burst: 1 ms.
 pub const BURST_GAP_NS: u64 = 1_000_000;
 
@@ -46,7 +48,7 @@ pub(crate) struct Clocked {
 
 impl Clocked {
     pub(crate) fn new() -> Clocked {
-        let histogram = Histogram::new_with_bounds(1, u64::from(u32::MAX), 3);
+        let histogram = Histogram::new_with_bounds(1, DURATION_MAX_NS, 3);
         Clocked {
             histogram: histogram.expect("bounds that the crate documents as valid"),
             n: 0,
@@ -56,8 +58,7 @@ impl Clocked {
         }
     }
 
-    pub(crate) fn add(&mut self, duration_ns: u32) {
-        let ns = u64::from(duration_ns);
+    pub(crate) fn add(&mut self, ns: u64) {
         self.histogram.saturating_record(ns);
         self.n += 1;
         self.total_ns += ns;
@@ -145,7 +146,7 @@ pub(crate) struct Times<'m> {
     /// Steps that generate one token.
     pub(crate) tokens: Clocked,
     /// The longest of these.
-    pub(crate) longest: Option<(u32, u32)>,
+    pub(crate) longest: Option<(u32, u64)>,
     pub(crate) first_step_ns: Option<u64>,
     /// End of the first step.
     pub(crate) first_token_ns: Option<u64>,
@@ -158,6 +159,8 @@ pub(crate) struct Times<'m> {
     pub(crate) block_span_ns: Option<(u64, u64)>,
     n_steps: u64,
     step_bytes: u64,
+    /// Latest end of an operation of the step at hand.
+    step_end_ns: u64,
     node_ns: Option<u64>,
 }
 
@@ -186,6 +189,7 @@ impl<'m> Times<'m> {
             block_span_ns: None,
             n_steps: 0,
             step_bytes: 0,
+            step_end_ns: 0,
             node_ns: None,
         }
     }
@@ -208,6 +212,7 @@ impl Collector for Times<'_> {
     fn step_begin(&mut self, step: &Step) {
         self.first_step_ns.get_or_insert(step.begin_ns);
         self.step_bytes = 0;
+        self.step_end_ns = 0;
     }
 
     fn reads(&mut self, _: Option<&Step>, records: &[Record]) {
@@ -219,6 +224,8 @@ impl Collector for Times<'_> {
             };
             if self.node_ns != Some(record.time_ns) {
                 self.node_ns = Some(record.time_ns);
+                let end_ns = record.time_ns.saturating_add(u64::from(record.duration_ns));
+                self.step_end_ns = self.step_end_ns.max(end_ns);
                 let op = usize::from(record.op.0).min(OPS - 1);
                 let time = &mut self.ops[weight.component as usize][op];
                 time.n += 1;
@@ -256,7 +263,7 @@ impl Collector for Times<'_> {
                 if read.latency_ns == u32::MAX {
                     self.n_unfinished += 1;
                 } else {
-                    self.latencies.add(read.latency_ns);
+                    self.latencies.add(u64::from(read.latency_ns));
                     end_ns = end_ns.saturating_add(u64::from(read.latency_ns));
                 }
                 let (begin, end) = self.block_span_ns.unwrap_or((read.time_ns, end_ns));
@@ -268,7 +275,14 @@ impl Collector for Times<'_> {
 
     fn step_end(&mut self, step: &Step, duration_ns: Option<u32>) {
         if let Some(duration_ns) = duration_ns {
-            let end_ns = step.begin_ns.saturating_add(u64::from(duration_ns));
+            // A record cannot say more than 4.29 s: then the step ends with its last operation.
+            let recorded_ns = u64::from(duration_ns);
+            let duration_ns = if duration_ns == u32::MAX {
+                recorded_ns.max(self.step_end_ns.saturating_sub(step.begin_ns))
+            } else {
+                recorded_ns
+            };
+            let end_ns = step.begin_ns.saturating_add(duration_ns);
             self.first_token_ns.get_or_insert(end_ns);
             if step.phase == Phase::Prompt {
                 self.prompts.add(duration_ns);
@@ -282,12 +296,7 @@ impl Collector for Times<'_> {
                     self.longest = Some((step.number, duration_ns));
                 }
             }
-            let values = [
-                u64::from(duration_ns),
-                u64::from(step.n_tokens),
-                1,
-                self.step_bytes,
-            ];
+            let values = [duration_ns, u64::from(step.n_tokens), 1, self.step_bytes];
             for (row, value) in values.into_iter().enumerate() {
                 self.steps.add(row, self.n_steps, value);
             }

@@ -154,7 +154,10 @@ impl Waste {
                 plural(about.n_lost, "record")
             ));
         }
-        self.experts(&mut section);
+        let experts = self.kind(WeightClass::Experts);
+        if let Some(row) = experts {
+            self.experts(row, &mut section);
+        }
         section.find(format!(
             "{} of the tensors' {} were never read ({}); {} were read at least once.",
             size(total.unread_bytes),
@@ -165,6 +168,11 @@ impl Waste {
         section.fact("unread_bytes", total.unread_bytes as f64);
         section.fact("unread_share", total.unread_share);
         section.fact("touched_bytes", total.touched_bytes as f64);
+        if experts.is_none() {
+            section.find(
+                "The model has no experts: what it uses, it uses for every token.".to_owned(),
+            );
+        }
         if let Some(row) = self.kind(WeightClass::Embedding) {
             section.find(format!(
                 "Of the token embedding's {} rows, {} were read: {} of {} ({}).",
@@ -198,14 +206,7 @@ impl Waste {
         section
     }
 
-    fn experts(&self, section: &mut Section) {
-        let Some(row) = self.kind(WeightClass::Experts) else {
-            section.find(
-                "The model has no experts: all but the embedding is read for every token."
-                    .to_owned(),
-            );
-            return;
-        };
+    fn experts(&self, row: &WasteRow, section: &mut Section) {
         section.fact("experts_unread_share", row.unread_share);
         match (self.expert_share_per_token, self.expert_bytes_per_token) {
             (Some(part), Some(bytes)) => {
