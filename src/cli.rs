@@ -3,6 +3,7 @@
 mod answers;
 mod loading;
 mod memory;
+mod report;
 mod simulate;
 
 use std::path::PathBuf;
@@ -18,6 +19,7 @@ use crate::version;
 
 pub(crate) use loading::{Loading, PagerArgs};
 pub(crate) use memory::{MemoryArgs, MemoryFormat};
+pub(crate) use report::{CommonArgs, DiffArgs, ReportArgs};
 pub(crate) use simulate::{Format, Pool, SimulateArgs};
 
 const EXAMPLES: &str = "\
@@ -62,6 +64,10 @@ pub(crate) enum Command {
     Record(RecordArgs),
     /// Simulate caches of experts on a routing trace or an access log.
     Simulate(SimulateArgs),
+    /// Say what a log's run read, how often, in which order, and what for nothing.
+    Report(ReportArgs),
+    /// Compare two logs or reports, number by number.
+    Diff(DiffArgs),
     /// Show where a model's tensors are in its files.
     Map(MapArgs),
     /// Turn a log into CSV, Parquet or a trace for Perfetto.

@@ -1,6 +1,7 @@
 //! The `faultline` command line. Each verb has a file of its own; this one only starts them.
 
 mod cli;
+mod diff;
 mod dump;
 mod exit;
 mod export;
@@ -10,6 +11,7 @@ mod memory;
 mod output;
 mod progress;
 mod record;
+mod report;
 mod run;
 mod signals;
 mod simulate;
@@ -26,6 +28,8 @@ fn main() -> ExitCode {
         cli::Command::Run(run) => run::run(run, started, None),
         cli::Command::Record(record) => record::run(record, started),
         cli::Command::Simulate(simulate) => simulate::run(simulate),
+        cli::Command::Report(report) => report::run(report),
+        cli::Command::Diff(diff) => diff::run(diff),
         cli::Command::Map(map) => map::run(map),
         cli::Command::Export(export) => export::run(export),
         cli::Command::Dump(dump) => dump::run(dump),

@@ -30,6 +30,14 @@ pub enum Error {
         /// How the two differ.
         difference: String,
     },
+    /// A file that is neither a log nor a report.
+    #[error("{}: is no report of `faultline report -o json`: {problem}", path.display())]
+    NotAReport {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
     /// The output would replace an input.
     #[error("{}: is the input; write to another file", path.display())]
     OutputIsInput {

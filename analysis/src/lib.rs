@@ -13,6 +13,7 @@ pub mod log;
 pub mod map;
 pub mod memory;
 mod output;
+pub mod report;
 pub mod roofline;
 pub mod routing;
 pub mod simulate;

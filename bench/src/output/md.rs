@@ -1,7 +1,6 @@
 //! Markdown: the set-up, llama-bench's table, and tables of what loading cost in time, memory and device bytes.
 
-use super::against;
-use super::table::Table;
+use super::{Table, against};
 use crate::protocol::BuildFacts;
 use crate::record::RunRecord;
 use crate::results::{Report, RowResult, Setup, Test};
