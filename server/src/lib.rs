@@ -16,13 +16,18 @@
 //! llama.cpp runs in one thread for each loaded model, and never in those that serve connections.
 #![deny(missing_docs)]
 
+pub mod check;
+pub mod client;
 pub mod config;
 pub mod counters;
 pub mod engine;
 pub mod generate;
 pub mod host;
+pub mod http;
 pub mod lifecycle;
+pub mod listing;
 pub mod llama;
 pub mod memory;
+pub mod start;
 #[cfg(test)]
 mod testing;
