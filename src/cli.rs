@@ -1,6 +1,7 @@
 //! What the user can type.
 
 mod answers;
+mod serve;
 mod simulate;
 
 use std::path::PathBuf;
@@ -14,6 +15,7 @@ pub(crate) use answers::{
 
 use crate::version;
 
+pub(crate) use serve::{CheckArgs, PsArgs, ServeArgs, ServerArgs, StopArgs, TableFormat};
 pub(crate) use simulate::{Format, Pool, SimulateArgs};
 
 const EXAMPLES: &str = "\
@@ -64,6 +66,14 @@ pub(crate) enum Command {
     Dump(DumpArgs),
     /// Say what a log holds.
     Info(InfoArgs),
+    /// Serve models over HTTP: loaded on demand, within a budget, unloaded when idle.
+    Serve(ServeArgs),
+    /// List the models of a running server.
+    Ps(PsArgs),
+    /// Unload a model of a running server.
+    Stop(StopArgs),
+    /// Measure the models of a configuration against its thresholds.
+    Check(CheckArgs),
 }
 
 const RECORD_EXAMPLES: &str = "\

@@ -10,6 +10,7 @@ mod output;
 mod progress;
 mod record;
 mod run;
+mod serve;
 mod signals;
 mod simulate;
 mod version;
@@ -28,6 +29,10 @@ fn main() -> ExitCode {
         cli::Command::Export(export) => export::run(export),
         cli::Command::Dump(dump) => dump::run(dump),
         cli::Command::Info(info) => info::run(info),
+        cli::Command::Serve(serve) => serve::serve(serve),
+        cli::Command::Ps(ps) => serve::ps(ps),
+        cli::Command::Stop(stop) => serve::stop(stop),
+        cli::Command::Check(check) => serve::check(check),
     };
     exit::code(result)
 }
