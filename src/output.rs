@@ -43,6 +43,8 @@ pub(crate) fn show_server_logs(verbose: u8) {
     let lines = tracing_subscriber::fmt::layer()
         .with_ansi(has_colors())
         .with_writer(io::stderr)
+        // Otherwise it panics where nobody reads standard error.
+        .log_internal_errors(false)
         .with_target(false);
     tracing_subscriber::registry()
         .with(lines.with_filter(levels))

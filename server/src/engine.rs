@@ -34,8 +34,9 @@ pub trait Engine: Send + Sync + 'static {
 pub enum Ended {
     /// Something is wrong; a pause comes before the next attempt.
     Failed(String),
-    /// The model's file is another one now; the next request loads that.
-    FileChanged(String),
+    /// It cannot serve any more, and that is no failure of it: its file was written to, or the server ends. The next request
+    /// loads it again.
+    Gone(String),
 }
 
 /// A loaded model, as listings show it.

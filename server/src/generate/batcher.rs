@@ -94,6 +94,7 @@ impl<'a, D: Decoder> Batcher<'a, D> {
         self.sequences.is_empty()
     }
 
+    #[cfg(test)]
     pub(crate) fn decoder(&self) -> &D {
         &self.decoder
     }

@@ -1,5 +1,3 @@
-use std::time::Duration;
-
 use super::*;
 use crate::generate::Prompt;
 use crate::testing::{FakeEngine, FakeState, MODEL_BYTES, config_of, host_of, model_config};

@@ -235,7 +235,7 @@ fn serve_jobs(
         }
         if let Err(reason) = batcher.step() {
             count();
-            return Err(Ended::FileChanged(reason));
+            return Err(Ended::Gone(reason));
         }
         if session.abort().load(std::sync::atomic::Ordering::Relaxed) {
             batcher.fail_all(&Failure::Unavailable(
