@@ -247,13 +247,15 @@ pub(crate) fn lock(files: &[MappedFile]) -> io::Result<u64> {
 }
 
 /// Gives freed memory that the heap keeps back to the system.
+#[cfg(target_env = "gnu")]
 pub(crate) fn trim_heap() {
     // SAFETY: malloc_trim(3) only releases what is free; it may be called by any thread at any time.
-    #[cfg(target_env = "gnu")]
-    unsafe {
-        libc::malloc_trim(0);
-    }
+    unsafe { libc::malloc_trim(0) };
 }
+
+/// Other C libraries keep little, and have no such call.
+#[cfg(not(target_env = "gnu"))]
+pub(crate) fn trim_heap() {}
 
 /// What zram devices hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]

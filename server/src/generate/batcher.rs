@@ -9,7 +9,7 @@ use std::time::Instant;
 use llama_rs::Token;
 
 use super::sequence::Sequence;
-use super::{Event, Failure, FinishReason, Job, Prompt};
+use super::{Event, Failure, FinishReason, Job, Prompt, Request};
 use crate::config::Sampling;
 use crate::counters::ModelCounters;
 
@@ -101,37 +101,37 @@ impl<'a, D: Decoder> Batcher<'a, D> {
 
     /// Takes a request. What is wrong with it is told to its listener.
     pub(crate) fn push(&mut self, job: Job) {
-        if let Err((job, failure)) = self.try_push(job) {
-            let _ = job.events.send(Event::Failed(failure));
+        match self.prepare(&job.request) {
+            Ok((slot, tokens, sampler)) => {
+                let n_ctx = self.decoder.n_ctx();
+                self.sequences
+                    .push(Sequence::new(job, sampler, slot, tokens, n_ctx));
+            }
+            Err(failure) => {
+                let _ = job.events.send(Event::Failed(failure));
+            }
         }
     }
 
-    fn try_push(&mut self, job: Job) -> Result<(), (Job, Failure)> {
+    /// What a request needs to be computed.
+    fn prepare(&self, request: &Request) -> Result<(u32, Vec<Token>, D::Sampler), Failure> {
+        let tokens = self.decoder.tokenize(&request.prompt)?;
         let n_ctx = self.decoder.n_ctx();
-        let prepared = self
-            .decoder
-            .tokenize(&job.request.prompt)
-            .and_then(|tokens| {
-                if tokens.len() > n_ctx {
-                    return Err(Failure::ContextLength {
-                        n_prompt: tokens.len(),
-                        n_ctx,
-                    });
-                }
-                Ok((tokens, self.decoder.sampler(&job.request.sampling)?))
+        if tokens.len() > n_ctx {
+            return Err(Failure::ContextLength {
+                n_prompt: tokens.len(),
+                n_ctx,
             });
-        let (tokens, sampler) = match prepared {
-            Ok(prepared) => prepared,
-            Err(failure) => return Err((job, failure)),
-        };
+        }
+        let sampler = self.decoder.sampler(&request.sampling)?;
         let is_free = |slot: &u32| self.sequences.iter().all(|sequence| sequence.slot != *slot);
-        let Some(slot) = (0..self.decoder.n_slots()).find(is_free) else {
-            let message = format!("more than {} requests at a time", self.decoder.n_slots());
-            return Err((job, Failure::Internal(message)));
-        };
-        self.sequences
-            .push(Sequence::new(job, sampler, slot, tokens, n_ctx));
-        Ok(())
+        let slot = (0..self.decoder.n_slots()).find(is_free).ok_or_else(|| {
+            Failure::Internal(format!(
+                "more than {} requests at a time",
+                self.decoder.n_slots()
+            ))
+        })?;
+        Ok((slot, tokens, sampler))
     }
 
     /// Computes one batch, and gives out the tokens.

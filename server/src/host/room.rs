@@ -9,7 +9,7 @@ pub(super) fn check_room(
     specs: &[MemberSpec],
     budget_bytes: u64,
 ) -> Result<(), String> {
-    for spec in specs.iter().filter(|spec| spec.need_bytes > budget_bytes) {
+    if let Some(spec) = specs.iter().find(|spec| spec.need_bytes > budget_bytes) {
         return Err(format!(
             "models.{}: it needs up to {}, but the budget of all models is {} (budget); a smaller n_ctx, repack = false or \
              prefetch = \"pager\" with a budget of its own need less",

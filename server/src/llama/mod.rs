@@ -41,7 +41,7 @@ impl Default for LlamaEngine {
 
 /// A loaded model, in whose memory ever.
 enum Loaded {
-    Mapped(Model),
+    Mapped(Box<Model>),
     Paged(Box<PagedModel>),
 }
 
@@ -123,7 +123,9 @@ impl LlamaEngine {
         match config.prefetch {
             PrefetchMode::Mapped(_) => {
                 let model = Model::load_with(&self.backend, &config.path, &params, progress);
-                Ok(Loaded::Mapped(model.map_err(|error| error.to_string())?))
+                Ok(Loaded::Mapped(Box::new(
+                    model.map_err(|error| error.to_string())?,
+                )))
             }
             PrefetchMode::Pager => {
                 let options = PagerOptions {
