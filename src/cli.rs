@@ -4,6 +4,7 @@ mod answers;
 mod loading;
 mod memory;
 mod report;
+mod serve;
 mod simulate;
 
 use std::path::PathBuf;
@@ -20,6 +21,7 @@ use crate::version;
 pub(crate) use loading::{Loading, PagerArgs};
 pub(crate) use memory::{MemoryArgs, MemoryFormat};
 pub(crate) use report::{CommonArgs, DiffArgs, ReportArgs};
+pub(crate) use serve::{CheckArgs, PsArgs, ServeArgs, ServerArgs, StopArgs, TableFormat};
 pub(crate) use simulate::{Format, Pool, SimulateArgs};
 
 const EXAMPLES: &str = "\
@@ -78,6 +80,14 @@ pub(crate) enum Command {
     Info(InfoArgs),
     /// Predict how much memory a model takes, say why, and measure it.
     Memory(MemoryArgs),
+    /// Serve models over HTTP: loaded on demand, within a budget, unloaded when idle.
+    Serve(ServeArgs),
+    /// List the models of a running server.
+    Ps(PsArgs),
+    /// Unload a model of a running server.
+    Stop(StopArgs),
+    /// Measure the models of a configuration against its thresholds.
+    Check(CheckArgs),
 }
 
 const RECORD_EXAMPLES: &str = "\

@@ -13,6 +13,7 @@ mod progress;
 mod record;
 mod report;
 mod run;
+mod serve;
 mod signals;
 mod simulate;
 mod version;
@@ -35,6 +36,10 @@ fn main() -> ExitCode {
         cli::Command::Dump(dump) => dump::run(dump),
         cli::Command::Info(info) => info::run(info),
         cli::Command::Memory(memory) => memory::run(memory),
+        cli::Command::Serve(serve) => serve::serve(serve),
+        cli::Command::Ps(ps) => serve::ps(ps),
+        cli::Command::Stop(stop) => serve::stop(stop),
+        cli::Command::Check(check) => serve::check(check),
     };
     exit::code(result)
 }

@@ -93,6 +93,7 @@ impl<'model> Context<'model> {
         raw.n_batch = params.n_batch.min(params.n_ctx);
         raw.n_ubatch = params.n_ubatch.min(raw.n_batch);
         raw.n_seq_max = params.n_seq_max;
+        raw.kv_unified = params.kv_unified;
         raw.n_outputs_max = params.n_outputs_max.min(raw.n_batch);
         // In range by `check`, which allows at most 512.
         raw.n_threads = params.n_threads as i32;
