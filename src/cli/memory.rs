@@ -6,7 +6,7 @@ use analysis::memory::Change;
 use clap::{Args, ValueEnum};
 use llama_rs::{KvType, Prefetch};
 
-use super::{Switch, kv_types, prefetch_values};
+use super::{Switch, kv_types};
 
 const EXAMPLES: &str = "\
 EXAMPLES:
@@ -121,4 +121,11 @@ pub(crate) enum MemoryFormat {
     Md,
     Csv,
     Json,
+}
+
+/// Modes in which the kernel decides what stays in memory.
+fn prefetch_values() -> impl clap::builder::TypedValueParser<Value = Prefetch> {
+    use clap::builder::{PossibleValuesParser, TypedValueParser};
+    PossibleValuesParser::new(Prefetch::ALL.map(Prefetch::as_str))
+        .try_map(|mode| mode.parse::<Prefetch>())
 }

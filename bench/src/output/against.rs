@@ -1,7 +1,7 @@
 //! Tables of rows that are related to others under other conditions, and of what the pager did.
 
-use super::md::{by_row, ratio};
 use super::Table;
+use super::md::{by_row, ratio};
 use crate::protocol::{PagerCounts, PagerFacts};
 use crate::record::RunRecord;
 use crate::results::{Report, RowResult, Test};
