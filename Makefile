@@ -3,7 +3,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup models build bench bench-big llama-bench test fmt upgrade-llama clean
+.PHONY: help setup models build bench bench-big bench-pager llama-bench test fmt upgrade-llama clean
 
 # Steps of `make test` to run, such as STEPS="fmt clippy"; empty: all of them.
 STEPS ?=
@@ -29,6 +29,9 @@ bench: setup models ## measure load time and memory on the demo model and a real
 
 bench-big: setup ## a model larger than memory against stock llama.cpp: root, 15 GB of disk, 15 minutes
 	@scripts/bench-big.sh $(BENCH_ARGS)
+
+bench-pager: setup ## the pager in four budgets against stock llama.cpp in memory: root, 15 GB of disk, 20 minutes
+	@scripts/bench-pager.sh $(BENCH_ARGS)
 
 llama-bench: setup ## build and run the patched llama-bench; LLAMA_BENCH_ARGS="-m MODEL ..."
 	@scripts/llama-bench.sh $(LLAMA_BENCH_ARGS)

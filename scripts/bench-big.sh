@@ -23,14 +23,16 @@ cargo build --quiet --release --locked -p bench
 bench=${CARGO_TARGET_DIR:-target}/release/bench
 [[ -f $model ]] || "$bench" make-model --shape gpt-oss-20b -o "$model"
 
+started=$SECONDS
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 echo "how fast the device reads at random ..." >&2
-"$bench" device -m "$model" --sizes 512K,1M,4M,4407296 --depths 1,4,16 --seconds 0.4 -o json >"$work/device.json"
+"$bench" device -m "$model" --sizes 512K,1M,4M,4407296 --depths 1,4,16 --seconds 0.2 -o json >"$work/device.json"
 echo "one token with all weights in memory ..." >&2
 "$bench" -m "$model" --prefetch=eager --baseline stock:none --routing "$routing" -p 1 -n 8 -r 2 -q -o json --out "$work/in-ram" >"$work/in-ram.json"
 step_ms=$(python3 -c 'import json, sys; rows = json.load(open(sys.argv[1])); print(min(r["step_ms_median"] for r in rows if r.get("step_ms_median")))' "$work/in-ram.json")
 
 # The time limit bounds the slow rows.
 "$bench" -m "$model" --prefetch=selective --baseline stock --routing "$routing" --device-curve "$work/device.json" --step-ms "$step_ms" \
-    --budget 10000MB,7000MB,5500MB --readahead 128KiB,8MiB -p 1 -n 256 --decode-seconds 3 "$@"
+    --budget 10000MB,7000MB,5500MB --readahead 128KiB,8MiB -p 1 -n 256 --decode-seconds 2 "$@"
+echo "measured in $(((SECONDS - started) / 60)) min $(((SECONDS - started) % 60)) s, the build not included" >&2

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Opens a page of `bench report` in headless Chromium: its script must run to the end without a message on the console. Keeps a
+# Opens a page of `bench report` or `faultline report --html` in headless Chromium: its script must run to the end without a message on the console. Keeps a
 # picture in light and one in dark.
 set -euo pipefail
 
@@ -27,7 +27,7 @@ grep -q 'data-ready="true"' "$profile/dom" || { echo "$page: its script did not 
 
 # Blink's setting: 1 prefers light, 0 dark.
 for scheme in light:1 dark:0; do
-    "$chromium" "${quiet[@]}" --blink-settings=preferredColorScheme="${scheme#*:}" --hide-scrollbars \
+    "$chromium" "${quiet[@]}" --blink-settings=preferredColorScheme="${scheme#*:}" --hide-scrollbars --force-device-scale-factor="${PAGE_SCALE:-1}" \
         --window-size=1200,"${PAGE_HEIGHT:-6000}" --screenshot="$pictures/${scheme%:*}.png" "file://$page" 2>/dev/null
 done
 echo "$page: no message; pictures in $pictures"

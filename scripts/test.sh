@@ -3,7 +3,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-all_steps=(setup models shell fmt patches clippy test loom doc cpp unpatched)
+all_steps=(setup models shell fmt patches clippy test fallback loom doc cpp unpatched)
 
 usage() {
     cat <<USAGE
@@ -18,6 +18,7 @@ Runs the steps in this order, or only the named ones: ${all_steps[*]}
   patches    the series applies, and the patched files have the recorded hashes
   clippy     warnings are errors
   test       cargo test of the whole workspace
+  fallback   the pager's tests where io_uring is forbidden
   loom       the access log's ring and the pager's slots under every interleaving of their threads
   doc        documentation builds without a warning
   cpp        the kernels' own tests in C++ (tests/cpp)
@@ -54,6 +55,10 @@ step_test() {
     FAULTLINE_STOCK_WORKER=$(scripts/native.sh --unpatched bench/stock/stock_worker.cpp)
     export FAULTLINE_REFERENCE FAULTLINE_STOCK_WORKER
     cargo test --locked --workspace
+}
+
+step_fallback() {
+    cargo run --quiet --locked -p pager --example without_io_uring -- cargo test --locked -p pager
 }
 
 # In a target folder of its own: the flag would make Cargo compile everything else again.

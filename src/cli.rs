@@ -1,12 +1,16 @@
 //! What the user can type.
 
 mod answers;
+mod loading;
+mod memory;
+mod report;
+mod serve;
 mod simulate;
 
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
-use llama_rs::{KvType, Prefetch};
+use llama_rs::KvType;
 
 pub(crate) use answers::{
     DumpArgs, ExportArgs, ExportFormat, InfoArgs, InfoFormat, LogArgs, MapArgs, MapFormat,
@@ -14,6 +18,10 @@ pub(crate) use answers::{
 
 use crate::version;
 
+pub(crate) use loading::{Loading, PagerArgs};
+pub(crate) use memory::{MemoryArgs, MemoryFormat};
+pub(crate) use report::{CommonArgs, DiffArgs, ReportArgs};
+pub(crate) use serve::{CheckArgs, PsArgs, ServeArgs, ServerArgs, StopArgs, TableFormat};
 pub(crate) use simulate::{Format, Pool, SimulateArgs};
 
 const EXAMPLES: &str = "\
@@ -22,6 +30,8 @@ EXAMPLES:
     faultline run -m model.gguf -p \"The capital of Germany is\" --raw --temp 0 -n 16
   Ask a question with the model's chat template, reading only what is needed:
     faultline run -m model.gguf -p \"Why is the sky blue?\" --prefetch selective
+  A model larger than memory, within 7 GiB in all:
+    faultline run -m model.gguf -p \"Why is the sky blue?\" --prefetch pager --budget 7GiB
   Repeatable sampling of a prompt in a file:
     faultline run -m model.gguf -f prompt.txt --seed 7 --temp 0.6 --top-p 0.9
   With an adapter at half strength, and a smaller KV cache:
@@ -56,6 +66,10 @@ pub(crate) enum Command {
     Record(RecordArgs),
     /// Simulate caches of experts on a routing trace or an access log.
     Simulate(SimulateArgs),
+    /// Say what a log's run read, how often, in which order, and what for nothing.
+    Report(ReportArgs),
+    /// Compare two logs or reports, number by number.
+    Diff(DiffArgs),
     /// Show where a model's tensors are in its files.
     Map(MapArgs),
     /// Turn a log into CSV, Parquet or a trace for Perfetto.
@@ -64,6 +78,16 @@ pub(crate) enum Command {
     Dump(DumpArgs),
     /// Say what a log holds.
     Info(InfoArgs),
+    /// Predict how much memory a model takes, say why, and measure it.
+    Memory(MemoryArgs),
+    /// Serve models over HTTP: loaded on demand, within a budget, unloaded when idle.
+    Serve(ServeArgs),
+    /// List the models of a running server.
+    Ps(PsArgs),
+    /// Unload a model of a running server.
+    Stop(StopArgs),
+    /// Measure the models of a configuration against its thresholds.
+    Check(CheckArgs),
 }
 
 const RECORD_EXAMPLES: &str = "\
@@ -206,11 +230,16 @@ pub(crate) struct RunArgs {
     pub(crate) seed: Option<u32>,
 
     /// What is read of the model before the first token: all of the file (eager), nothing (none), or only what every
-    /// token reads in full (selective: experts are read when a token needs them).
-    #[arg(long, value_name = "MODE", default_value_t = Prefetch::Eager, value_parser = prefetch_values(), help_heading = "Loading")]
-    pub(crate) prefetch: Prefetch,
+    /// token reads in full (selective and pager: experts are read when a token needs them). With pager, memory is
+    /// bounded: see --budget.
+    #[arg(long, value_name = "MODE", default_value_t = Loading::default(), value_parser = loading::modes(), help_heading = "Loading")]
+    pub(crate) prefetch: Loading,
 
-    /// Copy weights into the layout that suits the CPU best: faster, but that part of the model is in memory twice.
+    #[command(flatten)]
+    pub(crate) pager: PagerArgs,
+
+    /// Copy weights into the layout that suits the CPU best: faster, but that part of the model is in memory twice. Never
+    /// with --prefetch pager.
     #[arg(
         long,
         value_name = "on|off",
@@ -277,12 +306,6 @@ pub(crate) fn parse() -> Cli {
 
 fn command() -> clap::Command {
     Cli::command().long_version(version::long())
-}
-
-fn prefetch_values() -> impl clap::builder::TypedValueParser<Value = Prefetch> {
-    use clap::builder::{PossibleValuesParser, TypedValueParser};
-    PossibleValuesParser::new(Prefetch::ALL.map(Prefetch::as_str))
-        .try_map(|mode| mode.parse::<Prefetch>())
 }
 
 fn kv_types() -> impl clap::builder::TypedValueParser<Value = KvType> {
@@ -362,9 +385,31 @@ mod tests {
 
     #[test]
     fn every_prefetch_mode_parses() {
-        for mode in Prefetch::ALL {
+        for mode in Loading::ALL {
             let run = run_args(&["-m", "a", "-p", "b", "--prefetch", mode.as_str()]).unwrap();
             assert_eq!(run.prefetch, mode);
+        }
+    }
+
+    #[test]
+    fn budgets_and_policies_are_for_the_pager() {
+        let options = |flags: &[&str]| {
+            let run = run_args(&[&["-m", "a", "-p", "b"], flags].concat()).unwrap();
+            run.pager
+                .options(run.prefetch)
+                .map_err(|error| error.to_string())
+        };
+        assert!(options(&[]).unwrap().is_none());
+        let paged = ["--prefetch", "pager"];
+        let given = options(&[&paged[..], &["--budget", "50%", "--policy", "lru"]].concat());
+        let given = given.unwrap().unwrap();
+        assert_eq!(given.budget, pager::Budget::Percent(50.0));
+        assert_eq!(given.policy.to_string(), "lru");
+        let left = options(&paged).unwrap().unwrap();
+        assert_eq!(left.budget, pager::Budget::Auto);
+        for flags in [["--budget", "7GiB"], ["--policy", "lru"]] {
+            let message = options(&flags).unwrap_err();
+            assert!(message.contains("--prefetch pager"), "{message}");
         }
     }
 
@@ -397,6 +442,8 @@ mod tests {
     fn impossible_values_are_wrong_usage() {
         for wrong in [
             &["--prefetch", "lazy"][..],
+            &["--budget", "much"],
+            &["--policy", "random"],
             &["--temp", "NaN"],
             &["--temp", "-1"],
             &["--temp", "inf"],

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use analysis::routing::RoutingError;
 use analysis::simulate::SimulateError;
+use pager::PagerError;
 
 use crate::output::note;
 
@@ -76,9 +77,19 @@ fn class(error: &anyhow::Error) -> u8 {
             FAILURE
         };
     }
-    match error.downcast_ref::<llama_rs::Error>() {
-        Some(error) if is_bad_input(error) => BAD_INPUT,
-        _ => FAILURE,
+    let is_bad = match error.downcast_ref::<PagerError>() {
+        Some(error) => is_bad_for_pager(error),
+        None => error.downcast_ref().is_some_and(is_bad_input),
+    };
+    if is_bad { BAD_INPUT } else { FAILURE }
+}
+
+/// Whether another budget or another model would have helped.
+fn is_bad_for_pager(error: &PagerError) -> bool {
+    match error {
+        PagerError::Llama(error) => is_bad_input(error),
+        PagerError::Engine(_) | PagerError::Read(_) | PagerError::System { .. } => false,
+        _ => true,
     }
 }
 

@@ -4,7 +4,10 @@ use std::fmt;
 use std::io::{self, IsTerminal, StdoutLock, Write};
 use std::ops::ControlFlow;
 
-use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::Layer as _;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 /// Writes a line to standard error. Unlike `eprintln!` it does not panic when nobody reads it.
 pub(crate) fn note(line: fmt::Arguments<'_>) {
@@ -18,15 +21,39 @@ pub(crate) fn show_logs(verbose: u8) {
         1 => LevelFilter::INFO,
         _ => LevelFilter::DEBUG,
     };
-    let colors = io::stderr().is_terminal()
-        && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     tracing_subscriber::fmt()
         .with_max_level(level)
-        .with_ansi(colors)
+        .with_ansi(has_colors())
         .with_writer(io::stderr)
         .without_time()
         .init();
     llama_rs::route_logs();
+}
+
+/// Shows what a server does on standard error, and llama.cpp's log as [`show_logs`] does.
+pub(crate) fn show_server_logs(verbose: u8) {
+    let llama = match verbose {
+        0 => LevelFilter::OFF,
+        1 => LevelFilter::INFO,
+        _ => LevelFilter::DEBUG,
+    };
+    let levels = Targets::new()
+        .with_default(LevelFilter::INFO)
+        .with_target("llama.cpp", llama);
+    let lines = tracing_subscriber::fmt::layer()
+        .with_ansi(has_colors())
+        .with_writer(io::stderr)
+        // Otherwise it panics where nobody reads standard error.
+        .log_internal_errors(false)
+        .with_target(false);
+    tracing_subscriber::registry()
+        .with(lines.with_filter(levels))
+        .init();
+    llama_rs::route_logs();
+}
+
+fn has_colors() -> bool {
+    io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
 /// Standard output of a verb that streams. A reader that went away ends the stream and is no error.

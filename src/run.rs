@@ -11,22 +11,24 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use llama_rs::{
-    Advise, Backend, ChatMessage, Context, ContextParams, Error, Generated, LoraAdapter, Model,
-    ModelParams, Prefetch, Sampler, Stop, Token, Utf8Stream,
+    ChatMessage, Context, ContextParams, Error, Generated, LoraAdapter, Model, Sampler, Stop,
+    Token, Utf8Stream,
 };
+use pager::{PagerError, PagerOptions};
 
-use crate::cli::{RecordArgs, RunArgs, Switch};
+use crate::cli::{Loading, RecordArgs, RunArgs, Switch};
 use crate::exit::{BadInput, Outcome};
 use crate::output::{self, Output, note};
 use crate::progress::LoadBar;
 use crate::record::Recording;
 use crate::signals;
+use crate::weights::{Provider, Weights};
 
 /// Context size when none is asked for: the KV cache is resident at once, and many models are trained for far more.
 const CONTEXT_TOKENS_DEFAULT: u32 = 4096;
 
 /// Most tokens of a prompt that are computed at once: llama.cpp's default for a ubatch.
-const BATCH_TOKENS: u32 = 512;
+pub(crate) const BATCH_TOKENS: u32 = 512;
 
 /// When what happened, seen from the start of the process.
 struct Times {
@@ -46,6 +48,7 @@ pub(crate) fn run(
     signals::on_native_failure(&args.model).context("cannot handle signals")?;
     output::show_logs(args.verbose);
 
+    let pager = args.pager.options(args.prefetch)?;
     let prompt = prompt_text(args)?;
     let seed = args.seed.unwrap_or_else(random_seed);
     let mut sampler = sampler(args, seed)?;
@@ -58,35 +61,34 @@ pub(crate) fn run(
             recording.collect();
         }
     };
-    let mut model = match load(args, &stop, &mut on_progress) {
-        Err(Error::Cancelled) => return Ok(Outcome::Interrupted),
-        model => model?,
+    let mut weights = match load(args, pager, &stop, &mut on_progress) {
+        Err(error) if is_cancelled(&error) => return Ok(Outcome::Interrupted),
+        weights => weights?,
     };
-    let adapters = adapters(args, &mut model)?;
+    let adapters = adapters(args, &mut weights)?;
+    let model = weights.model();
     if let Some(recording) = &mut recording {
-        recording.model_loaded(&model);
+        recording.model_loaded(model);
     }
     let mut times = Times {
         started,
         loaded: started.elapsed(),
         first_token: None,
     };
-    let tokens = prompt_tokens(args, &model, &prompt)?;
-    let mut context = context(args, &model)?;
+    let tokens = prompt_tokens(args, model, &prompt)?;
+    let mut context = context(args, model)?;
     let scaled: Vec<_> = adapters.iter().map(|(a, scale)| (a, *scale)).collect();
     context.set_lora(&scaled)?;
     context.set_abort(Arc::clone(&stop));
+    let provider = weights.attach(args.prefetch, &mut context)?;
+    if let Provider::Pager(_) = provider {
+        // It may read dense weights only now.
+        times.loaded = started.elapsed();
+    }
     if !args.quiet {
-        print_configuration(args, &model, &context, seed);
+        print_configuration(args, model, &context, seed);
+        provider.print_plan();
     }
-    let advise = match args.prefetch {
-        Prefetch::Selective => Some(Arc::new(Advise::new(&model)?)),
-        Prefetch::Eager | Prefetch::None => None,
-    };
-    if let Some(advise) = &advise {
-        context.set_slice_provider(Arc::clone(advise))?;
-    }
-
     if let Some(recording) = &mut recording {
         recording.attach(&mut context)?;
     }
@@ -104,11 +106,9 @@ pub(crate) fn run(
     let generated = generated?;
     if !args.quiet {
         print_summary(&context, &tokens, generated.as_ref(), &times);
+        provider.print_counters(args.verbose);
     }
     finished.transpose()?;
-    if let (Some(advise), 1..) = (&advise, args.verbose) {
-        note(format_args!("advice: {:?}", advise.counters()));
-    }
     Ok(if stop.load(Ordering::Relaxed) {
         Outcome::Interrupted
     } else {
@@ -168,21 +168,18 @@ fn sampler(args: &RunArgs, seed: u32) -> llama_rs::Result<Sampler> {
 
 fn load(
     args: &RunArgs,
+    pager: Option<PagerOptions>,
     stop: &AtomicBool,
     on_progress: &mut dyn FnMut(),
-) -> llama_rs::Result<Model> {
+) -> anyhow::Result<Weights> {
     let name = args
         .model
         .file_name()
         .unwrap_or(args.model.as_os_str())
         .to_string_lossy();
     let bar = LoadBar::new(&name, args.quiet);
-    let params = ModelParams {
-        prefetch: args.prefetch,
-        repack: args.repack == Switch::On,
-        ..ModelParams::default()
-    };
-    Model::load_with(&Backend::init(), &args.model, &params, |fraction| {
+    let repack = args.repack == Switch::On;
+    Weights::load(&args.model, args.prefetch, repack, pager, |fraction| {
         bar.set(fraction);
         on_progress();
         if stop.load(Ordering::Relaxed) {
@@ -193,12 +190,20 @@ fn load(
     })
 }
 
-fn adapters(args: &RunArgs, model: &mut Model) -> llama_rs::Result<Vec<(LoraAdapter, f32)>> {
+fn is_cancelled(error: &anyhow::Error) -> bool {
+    let paged = match error.downcast_ref() {
+        Some(PagerError::Llama(error)) => Some(error),
+        _ => None,
+    };
+    matches!(paged.or(error.downcast_ref()), Some(Error::Cancelled))
+}
+
+fn adapters(args: &RunArgs, weights: &mut Weights) -> anyhow::Result<Vec<(LoraAdapter, f32)>> {
     let plain = args.lora.iter().map(|file| (file, 1.0));
     let scaled = args.lora_scaled.iter().map(|(file, scale)| (file, *scale));
     plain
         .chain(scaled)
-        .map(|(file, scale)| Ok((LoraAdapter::load(model, file)?, scale)))
+        .map(|(file, scale)| Ok((weights.load_adapter(file)?, scale)))
         .collect()
 }
 
@@ -227,15 +232,19 @@ fn prompt_tokens(args: &RunArgs, model: &Model, prompt: &str) -> anyhow::Result<
     Ok(tokens)
 }
 
-fn context<'m>(args: &RunArgs, model: &'m Model) -> llama_rs::Result<Context<'m>> {
-    let trained = model.n_ctx_train().max(1);
-    let n_ctx = match args.ctx_size {
+/// The size of the context that is made for a wish.
+pub(crate) fn context_tokens(wish: Option<u32>, n_ctx_train: u32) -> u32 {
+    let trained = n_ctx_train.max(1);
+    match wish {
         Some(0) => trained,
         Some(tokens) => tokens,
         None => CONTEXT_TOKENS_DEFAULT.min(trained),
-    };
+    }
+}
+
+fn context<'m>(args: &RunArgs, model: &'m Model) -> llama_rs::Result<Context<'m>> {
     let mut params = ContextParams {
-        n_ctx,
+        n_ctx: context_tokens(args.ctx_size, model.n_ctx_train()),
         n_batch: BATCH_TOKENS,
         n_ubatch: BATCH_TOKENS,
         type_k: args.cache_type_k,
@@ -321,10 +330,9 @@ fn stream(
 
 fn print_configuration(args: &RunArgs, model: &Model, context: &Context<'_>, seed: u32) {
     let threads = args.threads.unwrap_or_else(llama_rs::default_threads);
-    let repack = if args.repack == Switch::On {
-        "on"
-    } else {
-        "off"
+    let repack = match (args.repack, args.prefetch) {
+        (Switch::On, Loading::Mapped(_)) => "on",
+        _ => "off",
     };
     let sampling = if args.temp == 0.0 {
         "greedy".to_owned()

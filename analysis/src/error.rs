@@ -30,11 +30,33 @@ pub enum Error {
         /// How the two differ.
         difference: String,
     },
+    /// A file that is neither a log nor a report.
+    #[error("{}: is no report of `faultline report -o json`: {problem}", path.display())]
+    NotAReport {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
     /// The output would replace an input.
     #[error("{}: is the input; write to another file", path.display())]
     OutputIsInput {
         /// The file.
         path: PathBuf,
+    },
+    /// A change of the options of a prediction cannot be used.
+    #[error("{problem}")]
+    Change {
+        /// What is wrong with it, and what would be right.
+        problem: String,
+    },
+    /// The kernel's account of a process cannot be read.
+    #[error("{path}: cannot read: {source}")]
+    Process {
+        /// The file in `/proc`.
+        path: String,
+        /// The system's answer.
+        source: io::Error,
     },
     /// This format is not for a stream.
     #[error("parquet is written to a file: name one with -o FILE")]
@@ -62,7 +84,7 @@ pub enum Error {
 impl Error {
     /// Whether another input or another place for the output would have helped.
     pub fn is_bad_input(&self) -> bool {
-        !matches!(self, Error::Write { .. })
+        !matches!(self, Error::Write { .. } | Error::Process { .. })
     }
 
     /// Whether the reader of the output went away, which is no failure.

@@ -2,7 +2,7 @@
 //!
 //! [`map`] is the structure of a model's files; [`log`] reads an access log as rows that name tensor, slice,
 //! place and token; [`export`] writes those rows as CSV, Parquet or a Chrome trace. [`simulate`] plays what was used
-//! through caches, and [`roofline`] says which speed a budget permits at most.
+//! through caches, [`memory`] says what a model takes in memory before it is loaded, and [`roofline`] says which speed a budget permits at most.
 //!
 //! Nothing here links llama.cpp, and logs are streamed: they may be larger than memory.
 #![deny(missing_docs)]
@@ -11,7 +11,9 @@ mod error;
 pub mod export;
 pub mod log;
 pub mod map;
+pub mod memory;
 mod output;
+pub mod report;
 pub mod roofline;
 pub mod routing;
 pub mod simulate;

@@ -1,4 +1,4 @@
-//! `--device-curve`: each run's speed beside the speed that no engine exceeds under its conditions.
+//! `--device-curve`: what the device limits each run's speed to, whatever the engine.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -12,11 +12,13 @@ use analysis::simulate::Window;
 use anyhow::{Context as _, Result};
 
 use crate::protocol::Outcome;
+use crate::record::DeviceBound;
 
 /// What a bound depends on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Key {
     budget_bytes: Option<u64>,
+    n_warm_up: usize,
     n_tokens: usize,
     /// KV cache and compute buffers.
     buffer_bytes: u64,
@@ -28,20 +30,18 @@ pub(crate) struct Bounds {
     trace: RoutingTrace,
     sizes: ExpertSizes,
     curve: DeviceCurve,
-    step_ms: f64,
     dense_bytes: u64,
     /// Tokens of the trace before the first that is decoded: left out, and those of the prompt.
     skip: usize,
     n_prompt: usize,
     /// Runs of a row mostly agree in what their bound depends on.
-    known: RefCell<HashMap<Key, Option<f64>>>,
+    known: RefCell<HashMap<Key, Option<DeviceBound>>>,
 }
 
 impl Bounds {
     /// Bounds for runs that replay `routing` from token `skip` on.
     pub(crate) fn new(
         curve: &Path,
-        step_ms: f64,
         routing: &Path,
         (skip, n_prompt): (usize, usize),
         files: &gguf::ModelFiles,
@@ -52,7 +52,6 @@ impl Bounds {
             trace: RoutingTrace::open(routing)?,
             sizes: ExpertSizes::of(files)?,
             curve: DeviceCurve::from_json(&text).with_context(|| name.to_string())?,
-            step_ms,
             dense_bytes: files.dense_sparse().dense_bytes,
             skip,
             n_prompt,
@@ -60,9 +59,9 @@ impl Bounds {
         })
     }
 
-    /// Tokens per second for the tokens that a run decoded, with the cache as its prompt left it. `None` where nothing was
+    /// For the tokens of a run that count, with the cache as the tokens before them left it. `None` where nothing was
     /// decoded or the budget leaves too few slots for a layer.
-    pub(crate) fn of(&self, budget_bytes: Option<u64>, outcome: &Outcome) -> Option<f64> {
+    pub(crate) fn of(&self, budget_bytes: Option<u64>, outcome: &Outcome) -> Option<DeviceBound> {
         let n_tokens = outcome.step_ns.len();
         let buffers = outcome.buffers.iter();
         let buffer_bytes = buffers
@@ -70,6 +69,7 @@ impl Bounds {
             .sum();
         let key = Key {
             budget_bytes,
+            n_warm_up: outcome.warm_up_ns.len(),
             n_tokens,
             buffer_bytes,
         };
@@ -81,19 +81,25 @@ impl Bounds {
         bound
     }
 
-    fn compute(&self, key: Key) -> Option<f64> {
+    fn compute(&self, key: Key) -> Option<DeviceBound> {
         let window = Window {
             skip: self.skip,
-            warmup: self.n_prompt,
+            warmup: self.n_prompt + key.n_warm_up,
             n_tokens: Some(key.n_tokens),
         };
         let workload = self.sizes.workload(&self.trace, window).ok()?;
         let conditions = Conditions {
             other_bytes: self.dense_bytes + key.buffer_bytes,
             request_bytes: self.sizes.slice_bytes_max,
-            in_ram_step_ms: self.step_ms,
+            // Of no influence on what is taken from the bound here.
+            in_ram_step_ms: 1.0,
         };
         let roofline = Roofline::new(&workload, &self.curve, conditions).ok()?;
-        Some(roofline.bound(key.budget_bytes).ok()?.tokens_per_s)
+        let bound = roofline.bound(key.budget_bytes).ok()?;
+        Some(DeviceBound {
+            slot_bytes: bound.slot_bytes,
+            miss_bytes_per_token: bound.miss_bytes_per_token,
+            device_ms: bound.device_ms,
+        })
     }
 }

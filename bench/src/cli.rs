@@ -1,6 +1,7 @@
 //! The command line.
 
 mod device;
+mod rows;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -15,7 +16,8 @@ use crate::limit::LimitBy;
 use crate::output::Format;
 use crate::peer::{self, Peer};
 use crate::size::{Budget, MIB, format_bytes, parse_size};
-use crate::spec::{Axes, Baseline, CacheState, FlashAttn, LoadMode, Modes, Repack};
+use crate::spec::{Axes, Baseline, CacheState, FlashAttn, LoadMode, Mode, Modes, Reads, Repack};
+use rows::{PagerArgs, ReferenceArgs};
 
 /// Below this a worker cannot even start.
 const SMALLEST_BUDGET_BYTES: u64 = 16 * MIB;
@@ -27,6 +29,7 @@ EXAMPLES:
   bench -m model.gguf --prefetch=all --budget 7000MB --readahead 128KiB,8MiB
   bench -m gpt-oss-20b.gguf --prefetch=selective --baseline stock --routing traces/gpqa.routes.u8 --budget 50% \
       --decode-seconds 20
+  bench -m gpt-oss-20b.gguf --prefetch=pager --budget 7000MB --reference stock:none --routing traces/gpqa.routes.u8 --warm-up 64 -n 256
   bench report runs/first runs/second/raw.jsonl --output report.html
   bench make-model --shape gpt-oss-20b -o gpt-oss-20b.gguf
   bench overhead -m model.gguf --llama-bench path/to/llama-bench
@@ -86,7 +89,8 @@ pub(crate) struct RunArgs {
     /// Model file, or the first of a split set [default: a generated demo model in the cache folder]
     #[arg(short, long, value_name = "FILE")]
     pub(crate) model: Option<PathBuf>,
-    /// Prefetch modes: eager, none, selective, pager (experts in slots within the budget), all (the first three), or a list; the first is the
+    /// Prefetch modes: eager, none, selective, pager (experts in slots, dense weights
+    /// in memory or streamed, within the budget), all (the first three), or a list; the first is the
     /// reference of the ratios
     #[arg(long, value_name = "MODES", default_value = "all")]
     prefetch: Modes,
@@ -94,10 +98,14 @@ pub(crate) struct RunArgs {
     #[arg(short = 'p', long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
     n_prompt: u32,
     /// Tokens to compute one by one after the prompt; at most so many with --decode-seconds
-    #[arg(short = 'n', long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(0..=1_000_000), overrides_with = "n_gen")]
     n_gen: u32,
-    /// No further token is begun when those after the prompt have taken so long together; rates are those of what was computed
-    #[arg(long, value_name = "SECONDS", value_parser = positive_seconds)]
+    /// Tokens between the prompt and those that count: computed and compared with other rows, and in no rate, step or time limit of those
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=1_000_000), overrides_with = "warm_up")]
+    warm_up: u32,
+    /// No further token is begun when those that count have taken so long together; rates are those of what was computed. A warm-up ends
+    /// after the same time
+    #[arg(long, value_name = "SECONDS", value_parser = positive_seconds, overrides_with = "decode_seconds")]
     decode_seconds: Option<Duration>,
     /// Use the experts that a routing trace names instead of those that the model picks: FILE is NAME.routes.u8, with
     /// NAME.routes.json beside it. `own` keeps the model's picks, at the same cost
@@ -106,13 +114,13 @@ pub(crate) struct RunArgs {
     /// Tokens of the trace to leave out; the prompt begins after them
     #[arg(long, value_name = "N", default_value_t = 0, requires = "routing")]
     pub(crate) routing_skip: u32,
-    /// Tokens of the trace to use, by prompt and decode together; stands for --n-gen
+    /// Tokens of the trace to use, by prompt, warm-up and decode together; stands for --n-gen
     #[arg(long, value_name = "N", requires = "routing", conflicts_with = "n_gen", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     tokens: Option<u32>,
     /// State each row's share of the speed that no engine exceeds: the device's curve, as `bench device -o json` prints it
-    #[arg(long, value_name = "FILE", requires_all = ["routing", "step_ms"])]
+    #[arg(long, value_name = "FILE", requires = "routing")]
     pub(crate) device_curve: Option<PathBuf>,
-    /// Milliseconds of one token with all weights in memory, for --device-curve
+    /// Milliseconds of one token with all weights in memory, for --device-curve [default: those of the fastest --reference]
     #[arg(long, value_name = "MS", requires = "device_curve", value_parser = parse_step_ms)]
     pub(crate) step_ms: Option<f64>,
     /// Rows of llama.cpp without patches, built from the same source: stock (the same as stock:mmap), stock:none, stock:dio,
@@ -128,9 +136,13 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "REGEX", requires = "baseline_cmd")]
     baseline_regex: Vec<String>,
     #[command(flatten)]
+    references: ReferenceArgs,
+    #[command(flatten)]
+    pager: PagerArgs,
+    #[command(flatten)]
     compute: ComputeArgs,
     /// Repetitions of every row
-    #[arg(short, long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    #[arg(short, long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=10_000), overrides_with = "repetitions")]
     repetitions: u32,
     /// No page of the model in memory at the start (the default)
     #[arg(long, group = "cache")]
@@ -148,7 +160,8 @@ pub(crate) struct RunArgs {
     /// The slice provider that asks for a layer's missing slices in one batch [default: on for selective, off otherwise]
     #[arg(long, value_enum)]
     advise: Option<Switch>,
-    /// Memory limits, page cache included: sizes, percentages of the model's size, or `none`; a list multiplies the rows
+    /// Memory limits, page cache included: sizes, percentages of the model's size, `auto` for what is free at the start less 5 % and at
+    /// least 256 MiB, or `none`; a list multiplies the rows
     #[arg(long, value_name = "SIZES", value_delimiter = ',')]
     budget: Vec<Budget>,
     /// How the limit is enforced: by a memory group, by locking all other memory of the machine, or as `auto` by the first where it
@@ -227,16 +240,19 @@ pub(crate) enum Switch {
 
 #[derive(Debug, Args)]
 pub(crate) struct MakeModelArgs {
-    /// Name of the shape: gpt-oss-20b (13.8 GB), qwen3-30b-a3b, deepseek-v2-lite, llama-dense, demo, tiny-gpt-oss and others;
-    /// an unknown name prints all
+    /// Name of the shape: gpt-oss-20b (13.8 GB), qwen3-30b-a3b, deepseek-v2-lite, llama-dense (8B), llama-2-7b, llama-3b (3.4 GB), demo,
+    /// tiny-gpt-oss and others; an unknown name prints all
     #[arg(long, value_name = "NAME")]
     pub(crate) shape: String,
     /// The file to write
     #[arg(short, long, value_name = "FILE")]
     pub(crate) output: PathBuf,
     /// Seed of the random weights
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", conflicts_with = "hollow")]
     pub(crate) seed: Option<u64>,
+    /// No weights: holes in the file, which read as zeros and take no disk. For questions of memory
+    #[arg(long)]
+    pub(crate) hollow: bool,
     /// No progress on standard error
     #[arg(short, long)]
     pub(crate) quiet: bool,
@@ -334,8 +350,12 @@ pub(crate) struct Plan {
     pub(crate) axes: Axes,
     pub(crate) peers: Vec<Peer>,
     pub(crate) n_prompt: u32,
+    pub(crate) n_warm_up: u32,
     pub(crate) n_gen: u32,
     pub(crate) decode_limit_ns: Option<u64>,
+    /// The same of baselines, where it is another.
+    pub(crate) baseline_limit_ns: Option<u64>,
+    pub(crate) reads: Reads,
     pub(crate) n_batch: u32,
     pub(crate) n_ubatch: u32,
     pub(crate) n_threads: u32,
@@ -349,12 +369,30 @@ impl RunArgs {
     pub(crate) fn plan(&self, model_bytes: u64) -> Result<Plan> {
         let n_gen = match self.tokens {
             None => self.n_gen,
-            Some(tokens) if tokens >= self.n_prompt => tokens - self.n_prompt,
+            Some(tokens) if tokens >= self.n_prompt + self.warm_up => {
+                tokens - self.n_prompt - self.warm_up
+            }
             Some(tokens) => bail!(
-                "--tokens {tokens} is less than the prompt's {}: the prompt takes tokens of the trace as well",
-                self.n_prompt
+                "--tokens {tokens} is less than the {} of prompt and warm-up, which take tokens of the trace as well",
+                self.n_prompt + self.warm_up
             ),
         };
+        if self.warm_up > 0 && n_gen == 0 {
+            bail!("--warm-up is for tokens that count after it, but there are none: give --n-gen");
+        }
+        if self.pager.is_used() && !self.prefetch.0.contains(&Mode::Pager) {
+            bail!(
+                "--policy, --reads, --read-depth and --request-size are for the pager: give --prefetch=pager"
+            );
+        }
+        if self.device_curve.is_some()
+            && self.step_ms.is_none()
+            && self.references.reference.is_empty()
+        {
+            bail!(
+                "--device-curve needs the time of a token with all weights in memory: give --step-ms, or --reference stock:none"
+            );
+        }
         if self.n_prompt == 0 && n_gen == 0 {
             bail!("nothing to compute: --n-prompt and --n-gen are both 0");
         }
@@ -373,14 +411,17 @@ impl RunArgs {
             (true, _) => vec![CacheState::Warm],
             _ => vec![CacheState::Cold],
         };
-        let budgets: Vec<_> = match self.budget.as_slice() {
-            [] => vec![None],
-            given => given
-                .iter()
-                .map(|budget| budget.resolve(model_bytes))
-                .collect(),
+        let resolve = |given: &[Budget]| -> Result<Option<Vec<Option<u64>>>> {
+            let budgets = given.iter().map(|budget| budget.resolve(model_bytes));
+            (!given.is_empty()).then(|| budgets.collect()).transpose()
         };
-        for bytes in budgets.iter().flatten() {
+        let budgets = resolve(&self.budget)?.unwrap_or_else(|| vec![None]);
+        let baseline_budgets = resolve(&self.references.baseline_budget)?;
+        for bytes in budgets
+            .iter()
+            .chain(baseline_budgets.iter().flatten())
+            .flatten()
+        {
             if *bytes < SMALLEST_BUDGET_BYTES {
                 bail!(
                     "a budget of {} is too small: no run starts in less than {}",
@@ -395,12 +436,16 @@ impl RunArgs {
                 );
             }
         }
-        let readaheads = match self.readahead.as_slice() {
-            [] => vec![None],
-            given => given.iter().map(|bytes| Some(*bytes)).collect(),
+        let readaheads = |given: &[u64]| -> Option<Vec<Option<u64>>> {
+            (!given.is_empty()).then(|| given.iter().copied().map(Some).collect())
         };
+        let limit_ns = |limit: Option<Duration>| limit.map(|limit| limit.as_nanos() as u64);
         Ok(Plan {
             axes: Axes {
+                references: self.references.reference.clone(),
+                policies: self.pager.policy.iter().map(ToString::to_string).collect(),
+                baseline_budgets,
+                baseline_readaheads: readaheads(&self.references.baseline_readahead),
                 stock,
                 commands: peers.iter().map(|peer| peer.name.clone()).collect(),
                 modes: self.prefetch.0.clone(),
@@ -408,12 +453,15 @@ impl RunArgs {
                 repack: self.repack,
                 advise: self.advise.map(|switch| switch == Switch::On),
                 budgets,
-                readaheads,
+                readaheads: readaheads(&self.readahead).unwrap_or_else(|| vec![None]),
             },
             peers,
             n_prompt: self.n_prompt,
+            n_warm_up: self.warm_up,
             n_gen,
-            decode_limit_ns: self.decode_seconds.map(|limit| limit.as_nanos() as u64),
+            decode_limit_ns: limit_ns(self.decode_seconds),
+            baseline_limit_ns: limit_ns(self.references.baseline_seconds),
+            reads: self.pager.reads(),
             n_batch: self.compute.batch_size,
             n_ubatch: self.compute.ubatch_size.min(self.compute.batch_size),
             n_threads: self.compute.n_threads(),
@@ -451,8 +499,6 @@ mod tests {
     use clap::CommandFactory as _;
 
     use super::*;
-    use crate::spec::Mode;
-
     fn parse(args: &[&str]) -> Result<Plan, String> {
         let cli =
             Cli::try_parse_from([&["bench"], args].concat()).map_err(|error| error.to_string())?;
@@ -535,9 +581,67 @@ mod tests {
                 "(y)",
             ],
             &["--baseline-cmd", "a={model}", "-n", "0"],
+            &["--warm-up", "1", "-n", "0"],
+            &["--routing", "x", "--tokens", "40", "--warm-up", "25"],
+            &["--policy", "lru"],
+            &["--prefetch=pager", "--policy", "belady"],
+            &["--prefetch=pager", "--read-depth", "0"],
+            &["--prefetch=pager", "--request-size", "8GiB"],
+            &["--routing", "x", "--device-curve", "y"],
+            &["--reference", "eager"],
         ] {
             parse(bad).unwrap_err();
         }
+    }
+
+    #[test]
+    fn options_of_the_pager_and_of_references() {
+        let plan = parse(&[
+            "--prefetch=pager",
+            "--policy",
+            "lfu-mix,lru",
+            "--reads=threads",
+            "--read-depth",
+            "4",
+            "--request-size",
+            "1MiB",
+            "--reference",
+            "stock:none",
+            "--warm-up",
+            "5",
+            "--decode-seconds",
+            "9",
+            "--decode-seconds",
+            "10",
+            "--baseline-seconds",
+            "2",
+            "--budget",
+            "50%",
+        ])
+        .unwrap();
+        let labels: Vec<_> = plan
+            .axes
+            .rows()
+            .iter()
+            .map(crate::spec::Row::label)
+            .collect();
+        assert_eq!(
+            labels,
+            [
+                "stock none cold",
+                "pager cold lfu-mix:0.7:0.97:0.2 in 512 MiB",
+                "pager cold lru in 512 MiB"
+            ]
+        );
+        assert_eq!(
+            (plan.reads.depth, plan.reads.request_bytes),
+            (Some(4), Some(1 << 20))
+        );
+        assert_eq!(
+            (plan.decode_limit_ns, plan.baseline_limit_ns),
+            (Some(10_000_000_000), Some(2_000_000_000))
+        );
+        assert_eq!((plan.n_warm_up, plan.n_gen), (5, 64));
     }
 
     #[test]

@@ -16,6 +16,7 @@ mod output;
 mod overhead;
 mod peer;
 mod plot;
+mod predict;
 mod procfs;
 mod protocol;
 mod readahead;

@@ -17,12 +17,13 @@ use crate::limit::{Limit, Limiter};
 use crate::models;
 use crate::output::{self, Format, RunFolder};
 use crate::peer::Values;
+use crate::predict::Predictor;
 use crate::procfs;
 use crate::readahead::{self, Readahead};
 use crate::record::{Figures, RunRecord, RunStatus, judge};
 use crate::residency::{ByClass, ModelMap};
 use crate::results::{ModelSetup, Report, RowResult, Setup, Test};
-use crate::routing::Replay;
+use crate::routing::{OWN, Replay};
 use crate::runner::{self, End, Watched};
 use crate::size::format_bytes;
 use crate::spec::{CacheState, Engine, Mode, Routing, Row, TokenSource, WorkerSpec, interleaved};
@@ -41,7 +42,7 @@ pub(crate) fn run(args: &RunArgs) -> Result<ExitCode> {
         .routing
         .as_ref()
         .map(|given| {
-            let tokens = plan.n_prompt as usize + plan.n_gen as usize;
+            let tokens = plan.n_prompt as usize + plan.n_warm_up as usize + plan.n_gen as usize;
             Replay::new(given, args.routing_skip as usize, tokens, &files)
         })
         .transpose()?;
@@ -50,7 +51,7 @@ pub(crate) fn run(args: &RunArgs) -> Result<ExitCode> {
     if args.twice {
         rows = rows
             .into_iter()
-            .flat_map(|row| [row.clone(), row])
+            .flat_map(|row| std::iter::repeat_n(row.clone(), if row.is_reference { 1 } else { 2 }))
             .collect();
     }
     let limiter = rows
@@ -64,9 +65,13 @@ pub(crate) fn run(args: &RunArgs) -> Result<ExitCode> {
             .map_or_else(|| default_folder(&model), Ok)?,
     )?;
     let bounds = bounds(args, plan.n_prompt, &files)?;
+    let predictor = predictor(args, &plan)?;
     let mut bench = Bench::new(&model, &files, plan, replay, limiter)?;
-    bench.bounds = bounds;
-    let mut report = Report::new(bench.setup(&files), rows);
+    (bench.bounds, bench.predictor) = (bounds, predictor);
+    let mut setup = bench.setup(&files);
+    setup.step_ms = args.step_ms;
+    let mut report = Report::new(setup, rows);
+    skip_what_does_not_fit(&mut report);
 
     warn_of_competition(&report.setup.host);
     let measured = bench.measure(&mut report, &mut folder, args);
@@ -103,13 +108,41 @@ pub(crate) fn run(args: &RunArgs) -> Result<ExitCode> {
 
 /// What `--device-curve` asks for.
 fn bounds(args: &RunArgs, n_prompt: u32, files: &gguf::ModelFiles) -> Result<Option<Bounds>> {
-    let (Some(curve), Some(step_ms), Some(routing)) =
-        (&args.device_curve, args.step_ms, &args.routing)
-    else {
+    let (Some(curve), Some(routing)) = (&args.device_curve, &args.routing) else {
         return Ok(None);
     };
     let window = (args.routing_skip as usize, n_prompt as usize);
-    Bounds::new(curve, step_ms, routing, window, files).map(Some)
+    Bounds::new(curve, routing, window, files).map(Some)
+}
+
+/// Where a pager replays a trace.
+fn predictor(args: &RunArgs, plan: &Plan) -> Result<Option<Predictor>> {
+    match &args.routing {
+        Some(routing) if routing != Path::new(OWN) && plan.axes.modes.contains(&Mode::Pager) => {
+            let (skip, n_prompt) = (args.routing_skip as usize, plan.n_prompt as usize);
+            Predictor::new(routing, skip, n_prompt).map(Some)
+        }
+        _ => Ok(None),
+    }
+}
+
+/// A program that reads the whole model into memory of its own would only be killed.
+fn skip_what_does_not_fit(report: &mut Report) {
+    let file_bytes = report.setup.model.file_bytes;
+    for result in &mut report.rows {
+        let budget_bytes = result.row.budget_bytes;
+        let Some(budget_bytes) = budget_bytes.filter(|budget_bytes| *budget_bytes < file_bytes)
+        else {
+            continue;
+        };
+        if result.row.is_all_in_memory() {
+            result.refused = Some(format!(
+                "does not fit: all {} of the model would be in memory, and the budget is {}",
+                format_bytes(file_bytes),
+                format_bytes(budget_bytes)
+            ));
+        }
+    }
 }
 
 /// Worker threads that wait for each other lose far more than their share to whoever else computes.
@@ -167,8 +200,9 @@ struct Bench {
     unchanged: Unchanged,
     device: Result<BlockDevice>,
     replay: Option<Replay>,
-    /// The program of the stock rows, if there are any.
     bounds: Option<Bounds>,
+    predictor: Option<Predictor>,
+    /// The program of the stock rows, if there are any.
     stock: Option<PathBuf>,
     /// How budgets are enforced, if a row has one.
     limiter: Option<Result<Limiter>>,
@@ -206,6 +240,7 @@ impl Bench {
             replay,
             stock: None,
             bounds: None,
+            predictor: None,
             limiter,
             filled_with: Cell::new(None),
         })
@@ -228,6 +263,7 @@ impl Bench {
                 parts: files.parts.len(),
             },
             n_prompt: self.plan.n_prompt,
+            n_warm_up: self.plan.n_warm_up,
             n_gen: self.plan.n_gen,
             n_batch: self.plan.n_batch,
             n_ubatch: self.plan.n_ubatch,
@@ -235,6 +271,8 @@ impl Bench {
             flash_attn: self.plan.flash_attn,
             repetitions: self.plan.repetitions,
             decode_limit_ns: self.plan.decode_limit_ns,
+            baseline_limit_ns: self.plan.baseline_limit_ns,
+            step_ms: None,
             routing: self.replay.as_ref().map(|replay| replay.setup.clone()),
             started: host::now_utc(),
             cgroup: self
@@ -257,7 +295,8 @@ impl Bench {
             .iter()
             .any(|result| result.row.cache == CacheState::Cold);
         let progress = Progress::new(report.rows.len() * self.plan.repetitions, args.quiet);
-        if !self.plan.axes.stock.is_empty() {
+        let is_stock = |result: &RowResult| matches!(result.row.engine, Engine::Stock(_));
+        if report.rows.iter().any(is_stock) {
             progress.state("building stock llama.cpp");
             self.stock = Some(stock::build()?);
         }
@@ -346,9 +385,16 @@ impl Bench {
         let oom_kills = limit.map_or(0, Limit::oom_kills);
         let (status, reason) = judge(row, &prepared.page_cache, &watched.end, oom_kills);
         let end = std::mem::replace(&mut watched.end, End::Killed);
-        let bound_ts = match (&self.bounds, &end) {
-            (Some(bounds), End::Complete(outcome)) => bounds.of(row.budget_bytes, outcome),
-            _ => None,
+        let (bound, predicted_miss_bytes) = match &end {
+            End::Complete(outcome) => (
+                self.bounds
+                    .as_ref()
+                    .and_then(|bounds| bounds.of(row.budget_bytes, outcome)),
+                self.predictor
+                    .as_ref()
+                    .and_then(|predictor| predictor.miss_bytes(outcome)),
+            ),
+            _ => (None, None),
         };
         let (outcome, mut figures) = match end {
             End::Complete(outcome) => {
@@ -377,7 +423,9 @@ impl Bench {
             page_cache: prepared.page_cache,
             readahead_bytes: device.and_then(|device| readahead::current_bytes(device).ok()),
             cgroup_peak_bytes,
-            bound_ts,
+            bound_ts: None,
+            bound,
+            predicted_miss_bytes,
             disk_read_bytes: disk_before
                 .zip(disk_after)
                 .map(|(before, after)| after.saturating_sub(before)),
@@ -432,9 +480,12 @@ impl Bench {
             advise: false,
             budget_bytes: None,
             readahead_bytes: None,
+            policy: None,
+            is_reference: false,
         };
         let spec = WorkerSpec {
             n_prompt: 0,
+            n_warm_up: 0,
             n_gen: CHECKED_TOKENS.min(replay.setup.tokens as u32),
             decode_limit_ns: None,
             check_routing: true,
@@ -487,6 +538,11 @@ impl Bench {
     }
 
     fn worker_spec(&self, row: &Row, cgroup_procs: Option<PathBuf>) -> WorkerSpec {
+        let limit_ns = self.plan.decode_limit_ns;
+        let decode_limit_ns = match row.engine {
+            Engine::Faultline => limit_ns,
+            _ => self.plan.baseline_limit_ns.or(limit_ns),
+        };
         WorkerSpec {
             model: self.model.clone(),
             mode: row.mode,
@@ -494,16 +550,19 @@ impl Bench {
             repack: row.repack,
             advise: row.advise,
             n_prompt: self.plan.n_prompt,
+            n_warm_up: self.plan.n_warm_up,
             n_gen: self.plan.n_gen,
             n_batch: self.plan.n_batch,
             n_ubatch: self.plan.n_ubatch,
             n_threads: self.plan.n_threads,
             flash_attn: self.plan.flash_attn,
-            decode_limit_ns: self.plan.decode_limit_ns,
+            decode_limit_ns,
             tokens: TokenSource::Greedy,
             routing: self.replay.as_ref().map(|replay| replay.routing.clone()),
             check_routing: false,
             cgroup_procs,
+            policy: row.policy.clone(),
+            reads: self.plan.reads.clone(),
         }
     }
 
@@ -597,5 +656,34 @@ impl Progress {
 impl Drop for Progress {
     fn drop(&mut self) {
         self.bar.finish_and_clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::results::tests::report;
+    use crate::spec::LoadMode;
+
+    #[test]
+    fn a_program_that_needs_all_of_the_model_is_not_run_in_less() {
+        let mut report = report();
+        report.rows[0].row.engine = Engine::Stock(LoadMode::None);
+        skip_what_does_not_fit(&mut report);
+        assert_eq!(report.rows[0].refused, None);
+        for result in &mut report.rows {
+            result.row.budget_bytes = Some(999);
+            result.runs.clear();
+        }
+        skip_what_does_not_fit(&mut report);
+        let reason = report.rows[0].refused.as_deref().unwrap();
+        assert!(
+            reason.contains("does not fit") && reason.contains("999 B"),
+            "{reason}"
+        );
+        assert_eq!(
+            (report.rows[0].status(), &report.rows[1].refused),
+            ("refused", &None)
+        );
     }
 }

@@ -35,12 +35,15 @@ pub(crate) fn demo(quiet: bool) -> Result<PathBuf> {
 /// Writes a model of a shape.
 pub(crate) fn make(args: &MakeModelArgs) -> Result<()> {
     let shape = Shape::by_name(&args.shape)?;
-    let bar = Bar::new(shape.name(), args.quiet);
-    let seed = args.seed.unwrap_or(model_shapes::DEMO_SEED);
-    model_shapes::generate(&shape, &args.output, seed, &mut |done, total| {
-        bar.show(done, total)
-    })?;
-    drop(bar);
+    if args.hollow {
+        model_shapes::generate_hollow(&shape, &args.output)?;
+    } else {
+        let bar = Bar::new(shape.name(), args.quiet);
+        let seed = args.seed.unwrap_or(model_shapes::DEMO_SEED);
+        model_shapes::generate(&shape, &args.output, seed, &mut |done, total| {
+            bar.show(done, total)
+        })?;
+    }
     if !args.quiet {
         eprintln!("{}: {} bytes", args.output.display(), shape.total_bytes());
     }

@@ -15,7 +15,7 @@ use crate::cli::{OverheadArgs, Switch};
 use crate::host::{self, Host};
 use crate::output;
 use crate::runner::{self, End};
-use crate::spec::{Mode, TokenSource, WorkerSpec};
+use crate::spec::{Mode, Reads, TokenSource, WorkerSpec};
 use crate::stats::{self, Summary};
 
 /// Runs the pairs and prints the paired ratio.
@@ -67,6 +67,7 @@ fn own_tokens_per_s(args: &OverheadArgs, timeout: Duration) -> Result<f64> {
         repack: args.repack == Switch::On,
         advise: false,
         n_prompt: 0,
+        n_warm_up: 0,
         n_gen: args.n_gen,
         decode_limit_ns: None,
         n_batch: args.compute.batch_size,
@@ -77,6 +78,8 @@ fn own_tokens_per_s(args: &OverheadArgs, timeout: Duration) -> Result<f64> {
         routing: None,
         check_routing: false,
         cgroup_procs: None,
+        policy: None,
+        reads: Reads::default(),
     };
     match runner::run(runner::worker(&spec)?, timeout)?.end {
         End::Complete(outcome) => Ok(rate(args.n_gen, outcome.decode_loop_ns)),

@@ -36,6 +36,8 @@ pub(crate) enum Point {
     FirstToken,
     /// The 16th token is chosen.
     Token16,
+    /// The warm-up is over: tokens count from here.
+    Counted,
     /// The last token is computed.
     End,
 }
@@ -65,7 +67,10 @@ pub(crate) struct Outcome {
     pub(crate) load_ns: u64,
     /// Duration of the prompt's decode calls; `None` without a prompt.
     pub(crate) prompt_ns: Option<u64>,
-    /// Duration of each single-token decode. Sampling and fingerprints are outside.
+    /// Duration of each single-token decode before those that count.
+    #[serde(default)]
+    pub(crate) warm_up_ns: Vec<u64>,
+    /// Duration of each single-token decode that counts. Sampling and fingerprints are outside.
     pub(crate) step_ns: Vec<u64>,
     /// Counters of the same decodes.
     #[serde(default)]
@@ -85,9 +90,9 @@ pub(crate) struct Outcome {
     pub(crate) n_ctx: u32,
     /// What `Advise` counted, by its own names.
     pub(crate) advise: Option<serde_json::Value>,
-    /// The pager's plan and what it counted, by its own names.
+    /// The pager's plan and what it counted.
     #[serde(default)]
-    pub(crate) pager: Option<serde_json::Value>,
+    pub(crate) pager: Option<PagerFacts>,
     /// llama.cpp's own account of its buffers.
     pub(crate) buffers: Vec<BufferFacts>,
 }
@@ -101,6 +106,55 @@ pub(crate) struct StepCounters {
     pub(crate) read_bytes: Vec<u64>,
     pub(crate) faults_major: Vec<u64>,
     pub(crate) faults_minor: Vec<u64>,
+}
+
+/// What the pager planned and did.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct PagerFacts {
+    /// Its memory plan, by its own names.
+    pub(crate) plan: serde_json::Value,
+    /// How it read, in its own words.
+    pub(crate) reads: String,
+    pub(crate) policy: String,
+    /// Slots of each class, the first class first.
+    pub(crate) class_slots: Vec<u32>,
+    /// Memory of all slots.
+    pub(crate) slot_bytes: u64,
+    /// The tensors whose slices are in slots.
+    pub(crate) tensors: Vec<PagedTensor>,
+    /// Counters of the whole run, by their own names.
+    pub(crate) counters: serde_json::Value,
+    /// What was counted while the tokens that count were decoded.
+    pub(crate) counted: PagerCounts,
+}
+
+/// A tensor with experts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct PagedTensor {
+    pub(crate) layer: u32,
+    /// The class of its slots.
+    pub(crate) class: u32,
+    pub(crate) n_slices: u32,
+    pub(crate) slice_bytes: u64,
+}
+
+/// Counters of the pager, sums over all layers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct PagerCounts {
+    /// Slices that were in a slot when they were needed.
+    pub(crate) n_hits: u64,
+    /// Slices that were on their way.
+    pub(crate) n_late: u64,
+    /// Slices that had to be read.
+    pub(crate) n_misses: u64,
+    /// Bytes of the slices that had to be read.
+    pub(crate) miss_bytes: u64,
+    /// Bytes that reads brought in, page rounding included.
+    pub(crate) delivered_bytes: u64,
+    /// Bytes that were read ahead and never used.
+    pub(crate) wasted_bytes: u64,
+    /// Time that threads waited for reads, summed over the threads.
+    pub(crate) stall_ns: u64,
 }
 
 /// Rows with equal arithmetic must agree on this, as far as both have computed.

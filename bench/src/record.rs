@@ -51,6 +51,12 @@ pub(crate) struct RunRecord {
     /// Tokens per second that no way of decoding could exceed under the row's conditions, where that is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) bound_ts: Option<f64>,
+    /// What that speed follows from, with the step in memory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) bound: Option<DeviceBound>,
+    /// Bytes of slices that the simulator says the pager missed while the tokens that count were decoded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) predicted_miss_bytes: Option<u64>,
     /// Bytes that anyone read from the device during the run: a check of `device_bytes`, which is the process's own.
     pub(crate) disk_read_bytes: Option<u64>,
     /// CPU time that the host took from this machine during the run, all CPUs.
@@ -61,6 +67,17 @@ pub(crate) struct RunRecord {
     pub(crate) outcome: Option<Outcome>,
     /// Resident memory over time: milliseconds since process start, file bytes, anonymous bytes.
     pub(crate) rss: Vec<Sample>,
+}
+
+/// What a run had to wait for the device at least.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct DeviceBound {
+    /// What its budget leaves for slots; `None`: all slices.
+    pub(crate) slot_bytes: Option<u64>,
+    /// What Belady's policy misses in as many bytes.
+    pub(crate) miss_bytes_per_token: f64,
+    /// Reading that.
+    pub(crate) device_ms: f64,
 }
 
 /// What one run measured.
@@ -75,6 +92,14 @@ pub(crate) struct Figures {
     pub(crate) decode_ns: Option<u64>,
     #[serde(default)]
     pub(crate) n_decoded: usize,
+    /// Tokens that were decoded before those, and count nowhere.
+    #[serde(default)]
+    pub(crate) n_warmed_up: usize,
+    /// Of the process while the tokens that count were decoded.
+    #[serde(default)]
+    pub(crate) counted_read_bytes: Option<u64>,
+    #[serde(default)]
+    pub(crate) counted_faults_major: Option<u64>,
     pub(crate) load_device_bytes: Option<u64>,
     pub(crate) device_bytes: Option<u64>,
     pub(crate) faults_major: Option<u64>,
@@ -96,6 +121,7 @@ impl Figures {
         let start = watched.mark(Point::Start)?;
         let loaded = watched.mark(Point::Loaded)?;
         let end = watched.mark(Point::End)?;
+        let counted = watched.mark(Point::Counted);
         let read_since_start =
             |mark: &Mark| Some(mark.read_bytes?.saturating_sub(start.read_bytes?));
         let Rss {
@@ -109,6 +135,11 @@ impl Figures {
             prompt_ns: outcome.prompt_ns,
             decode_ns: (!outcome.step_ns.is_empty()).then(|| outcome.step_ns.iter().sum()),
             n_decoded: outcome.step_ns.len(),
+            n_warmed_up: outcome.warm_up_ns.len(),
+            counted_read_bytes: counted
+                .and_then(|begin| Some(end.read_bytes?.saturating_sub(begin.read_bytes?))),
+            counted_faults_major: counted
+                .map(|begin| end.faults_major.saturating_sub(begin.faults_major)),
             load_device_bytes: read_since_start(loaded),
             device_bytes: read_since_start(end),
             faults_major: Some(end.faults_major.saturating_sub(start.faults_major)),
@@ -136,6 +167,9 @@ impl Figures {
             prompt_ns: None,
             decode_ns: Some((f64::from(n_gen) * 1e9 / tokens_per_s).round() as u64),
             n_decoded: n_gen as usize,
+            n_warmed_up: 0,
+            counted_read_bytes: None,
+            counted_faults_major: None,
             load_device_bytes: None,
             device_bytes: None,
             faults_major: None,
@@ -205,6 +239,8 @@ pub(crate) mod tests {
             advise: mode == Mode::Selective,
             budget_bytes: None,
             readahead_bytes: None,
+            policy: None,
+            is_reference: false,
         }
     }
 
@@ -225,6 +261,7 @@ pub(crate) mod tests {
             },
             load_ns: load_ms * 1_000_000,
             prompt_ns: Some(2_000_000),
+            warm_up_ns: Vec::new(),
             step_ns: vec![1_000_000; 4],
             steps: StepCounters {
                 cpu_ns: vec![1_500_000; 4],
@@ -274,6 +311,7 @@ pub(crate) mod tests {
                 mark(Point::Start, 2, 0, 50, 1),
                 mark(Point::Loaded, 3 + load_ms, 0, 550, 3),
                 mark(Point::FirstToken, 20 + load_ms, 5, 700, 5),
+                mark(Point::Counted, 30 + load_ms, 5, 750, 5),
                 mark(Point::End, 40 + load_ms, 6, 850, 7),
             ],
             samples: vec![(0.5, 10, 10).into(), (load_ms as f64, 600, 20).into()],
@@ -300,6 +338,10 @@ pub(crate) mod tests {
         assert_eq!(
             (figures.faults_major, figures.faults_minor),
             (Some(6), Some(60))
+        );
+        assert_eq!(
+            (figures.counted_read_bytes, figures.counted_faults_major),
+            (Some(100), Some(2))
         );
         assert_eq!(
             (

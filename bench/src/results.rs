@@ -17,6 +17,9 @@ pub(crate) struct Setup {
     pub(crate) host: Host,
     pub(crate) model: ModelSetup,
     pub(crate) n_prompt: u32,
+    /// Tokens between the prompt and those that count, at most.
+    #[serde(default)]
+    pub(crate) n_warm_up: u32,
     pub(crate) n_gen: u32,
     pub(crate) n_batch: u32,
     pub(crate) n_ubatch: u32,
@@ -25,6 +28,12 @@ pub(crate) struct Setup {
     pub(crate) repetitions: usize,
     /// No token was begun after decoding for this long.
     pub(crate) decode_limit_ns: Option<u64>,
+    /// The same of baselines, where it is another.
+    #[serde(default)]
+    pub(crate) baseline_limit_ns: Option<u64>,
+    /// One token with all weights in memory, where that was given.
+    #[serde(default)]
+    pub(crate) step_ms: Option<f64>,
     /// Whose experts were used, if not the model's own.
     pub(crate) routing: Option<RoutingSetup>,
     /// UTC.
@@ -124,6 +133,14 @@ impl RowResult {
     pub(crate) fn summary(&self, figure: impl Fn(&Figures) -> Option<f64>) -> Option<Summary> {
         let present: Vec<f64> = self.series(figure).into_iter().flatten().collect();
         Summary::of(&present)
+    }
+
+    /// Summary of something that the runs that count have, over those that have it.
+    pub(crate) fn summary_of_runs(
+        &self,
+        value: impl Fn(&RunRecord) -> Option<f64>,
+    ) -> Option<Summary> {
+        Summary::of(&self.good().filter_map(value).collect::<Vec<f64>>())
     }
 
     /// Why the row has no figures, `None` when it has some.
@@ -228,11 +245,16 @@ impl Report {
         let Setup {
             n_prompt, n_gen, ..
         } = self.setup;
-        match test {
-            Test::Prompt => format!("pp{n_prompt}"),
-            Test::Decode if n_prompt > 0 => format!("tg{n_gen} @ d{n_prompt}"),
-            Test::Decode => format!("tg{n_gen}"),
+        match (test, self.depth()) {
+            (Test::Prompt, _) => format!("pp{n_prompt}"),
+            (Test::Decode, 0) => format!("tg{n_gen}"),
+            (Test::Decode, depth) => format!("tg{n_gen} @ d{depth}"),
         }
+    }
+
+    /// Tokens before those that count.
+    pub(crate) fn depth(&self) -> u32 {
+        self.setup.n_prompt + self.setup.n_warm_up
     }
 
     /// Tokens per second of a test in one run.
@@ -285,17 +307,51 @@ impl Report {
         stats::paired_ratio(&reference_ns, &own_ns)
     }
 
+    /// Rows under other conditions that a row's speed is related to.
+    pub(crate) fn set_against(&self, index: usize) -> Vec<usize> {
+        let row = &self.rows[index].row;
+        let others = self.rows.iter().enumerate();
+        others
+            .filter(|(_, other)| row.is_set_against(&other.row))
+            .map(|(other, _)| other)
+            .collect()
+    }
+
+    /// Ratio of the speed of decoding to that of a row under other conditions, repetition by repetition. A reference has all in memory: each of
+    /// its tokens takes the same time, so the rows' own speeds are compared, over as many tokens as each decoded.
+    pub(crate) fn ratio_against(&self, index: usize, other: usize) -> Option<Summary> {
+        match self.rows[other].row.is_reference {
+            true => self.ratio_to(index, other, self.tokens_per_s(Test::Decode)),
+            false => self.speed_ratio_to(index, other, Test::Decode),
+        }
+    }
+
+    /// Median step of the fastest reference in milliseconds, or what was given for one.
+    fn in_ram_step_ms(&self) -> Option<f64> {
+        let references = self.rows.iter().filter(|result| result.row.is_reference);
+        let fastest = || {
+            references
+                .filter_map(|result| stats::nearest_rank(&result.steps_ms(), 0.5))
+                .min_by(f64::total_cmp)
+        };
+        self.setup.step_ms.or_else(fastest)
+    }
+
+    /// Tokens per second that no engine exceeds under the conditions of a run, where that is known.
+    pub(crate) fn bound_ts(&self, run: &RunRecord) -> Option<f64> {
+        let from_parts = || Some(1e3 / run.bound?.device_ms.max(self.in_ram_step_ms()?));
+        run.bound_ts
+            .or_else(from_parts)
+            .filter(|bound_ts| *bound_ts > 0.0)
+    }
+
     /// The speed of decoding as a share of what no engine exceeds under the row's conditions, where the runs state that.
     pub(crate) fn share_of_bound(&self, index: usize) -> Option<Summary> {
         let tokens_per_s = self.tokens_per_s(Test::Decode);
-        let shares: Vec<f64> = self.rows[index]
-            .good()
-            .filter_map(|run| {
-                let bound_ts = run.bound_ts.filter(|bound_ts| *bound_ts > 0.0)?;
-                Some(tokens_per_s(run.figures.as_ref()?)? / bound_ts)
-            })
-            .collect();
-        Summary::of(&shares)
+        self.rows[index].summary_of_runs(|run| {
+            let bound_ts = self.bound_ts(run)?;
+            Some(tokens_per_s(run.figures.as_ref()?)? / bound_ts)
+        })
     }
 
     /// Pairs of rows of equal conditions whose speeds in a test the machine was too noisy to tell apart, with the ratio of the second's to
@@ -403,6 +459,8 @@ pub(crate) mod tests {
             readahead_bytes: Some(128 << 10),
             cgroup_peak_bytes: None,
             bound_ts: None,
+            bound: None,
+            predicted_miss_bytes: None,
             disk_read_bytes: Some(1000),
             steal_ms: Some(0),
             figures: Figures::of(&watched, &outcome(load_ms), None),
@@ -437,6 +495,7 @@ pub(crate) mod tests {
                 parts: 1,
             },
             n_prompt: 16,
+            n_warm_up: 0,
             n_gen: 4,
             n_batch: 2048,
             n_ubatch: 512,
@@ -444,6 +503,8 @@ pub(crate) mod tests {
             flash_attn: FlashAttn::Auto,
             repetitions: 3,
             decode_limit_ns: None,
+            baseline_limit_ns: None,
+            step_ms: None,
             routing: None,
             started: "2026-11-21T09:35:00Z".into(),
             cgroup: None,
@@ -488,6 +549,35 @@ pub(crate) mod tests {
             run.figures = Some(Figures::of_rate(500.0, 4, None));
         }
         assert_eq!(report.speed_ratio(1, Test::Decode).unwrap().median, 0.5);
+    }
+
+    #[test]
+    fn rows_are_related_to_a_reference_under_other_conditions() {
+        let mut report = report();
+        report.rows[0].row.is_reference = true;
+        report.rows[1].row.budget_bytes = Some(1000);
+        // The reference was ended after two tokens of 1 ms; of 2 ms each are the four tokens of the other.
+        for run in report.rows[0].runs.iter_mut().flatten() {
+            run.figures.as_mut().unwrap().n_decoded = 2;
+            run.figures.as_mut().unwrap().decode_ns = Some(2_000_000);
+        }
+        for run in report.rows[1].runs.iter_mut().flatten() {
+            run.figures.as_mut().unwrap().decode_ns = Some(8_000_000);
+            run.bound = Some(crate::record::DeviceBound {
+                slot_bytes: Some(500),
+                miss_bytes_per_token: 10.0,
+                device_ms: 0.5,
+            });
+        }
+        assert_eq!(
+            (report.set_against(0), report.set_against(1)),
+            (vec![], vec![0])
+        );
+        assert_eq!(report.ratio_against(1, 0).unwrap().median, 0.5);
+        // The step of the reference is longer than the reads.
+        assert_eq!(report.share_of_bound(1).unwrap().median, 0.5);
+        report.setup.step_ms = Some(0.25);
+        assert_eq!(report.share_of_bound(1).unwrap().median, 0.25);
     }
 
     #[test]

@@ -50,7 +50,7 @@ pub(crate) fn run(args: &RooflineArgs) -> Result<()> {
     let roofline = Roofline::new(&workload, &curve, conditions)?;
     let mut rows = Vec::new();
     for (index, budget) in args.budget.iter().enumerate() {
-        let budget_bytes = budget.resolve(model.total_bytes());
+        let budget_bytes = budget.resolve(model.total_bytes())?;
         let measured = args.measured.get(index).copied();
         let bound = roofline.bound(budget_bytes)?;
         let row = RowInputs {

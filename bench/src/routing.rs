@@ -11,7 +11,7 @@ use crate::results::RoutingSetup;
 use crate::spec::{Routing, Window};
 
 /// What `--routing` names to keep the model's own choices.
-const OWN: &str = "own";
+pub(crate) const OWN: &str = "own";
 
 /// How many of what a model or a trace has.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -2,7 +2,7 @@
 
 use std::str::FromStr;
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 
 /// One kibibyte.
 pub(crate) const KIB: u64 = 1024;
@@ -57,16 +57,26 @@ pub(crate) enum Budget {
     Bytes(u64),
     /// A share of the model's file size, in percent.
     Percent(f64),
+    /// What is free where `bench` starts, less the pager's margin.
+    Auto,
 }
 
 impl Budget {
     /// The limit in bytes for a model of `model_bytes`, `None` for no limit.
-    pub(crate) fn resolve(self, model_bytes: u64) -> Option<u64> {
-        match self {
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be told what is free.
+    pub(crate) fn resolve(self, model_bytes: u64) -> Result<Option<u64>> {
+        Ok(match self {
             Budget::Unlimited => None,
             Budget::Bytes(bytes) => Some(bytes),
             Budget::Percent(percent) => Some((model_bytes as f64 * percent / 100.0).round() as u64),
-        }
+            Budget::Auto => {
+                let bytes = pager::Budget::Auto.resolve(model_bytes);
+                Some(bytes.context("--budget auto: it cannot be told what is free")?)
+            }
+        })
     }
 }
 
@@ -77,6 +87,9 @@ impl FromStr for Budget {
         let text = text.trim();
         if text.eq_ignore_ascii_case("none") {
             return Ok(Budget::Unlimited);
+        }
+        if text.eq_ignore_ascii_case("auto") {
+            return Ok(Budget::Auto);
         }
         if let Some(number) = text.strip_suffix('%') {
             return match f64::from_str(number.trim()) {
@@ -141,11 +154,14 @@ mod tests {
     #[test]
     fn budgets() {
         assert_eq!("none".parse::<Budget>().unwrap(), Budget::Unlimited);
-        assert_eq!("50%".parse::<Budget>().unwrap().resolve(1000), Some(500));
-        assert_eq!(
-            "7000MiB".parse::<Budget>().unwrap().resolve(1),
-            Some(7000 * MIB)
-        );
+        let resolved = |text: &str, model_bytes| {
+            let budget = text.parse::<Budget>().unwrap();
+            budget.resolve(model_bytes).unwrap()
+        };
+        assert_eq!(resolved("50%", 1000), Some(500));
+        assert_eq!(resolved("7000MiB", 1), Some(7000 * MIB));
+        // Less than all of any machine, and not nothing.
+        assert!((1..1 << 60).contains(&resolved("auto", 1).unwrap()));
         assert!("0%".parse::<Budget>().is_err());
         assert!("x%".parse::<Budget>().is_err());
     }

@@ -155,6 +155,34 @@ impl FromStr for Baseline {
     }
 }
 
+/// One `--reference`: `stock:MODE`, or `stock:MODE+repack`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Reference {
+    pub(crate) load_mode: LoadMode,
+    pub(crate) repack: bool,
+}
+
+impl FromStr for Reference {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Reference> {
+        let (name, repack) = match text.trim().strip_suffix("+repack") {
+            Some(name) => (name, true),
+            None => (text.trim(), false),
+        };
+        match name.parse::<Baseline>() {
+            Ok(Baseline(modes)) if modes.len() == 1 => Ok(Reference {
+                load_mode: modes[0],
+                repack,
+            }),
+            _ => bail!(
+                "`{text}` is not a reference; valid ones are stock:mmap, stock:none and stock:dio, and each with repacking, as in \
+                 stock:none+repack"
+            ),
+        }
+    }
+}
+
 /// What the page cache holds of the model when the process starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -220,6 +248,16 @@ pub(crate) struct Row {
     pub(crate) budget_bytes: Option<u64>,
     /// Readahead of the device during the run; `None` leaves it as it is.
     pub(crate) readahead_bytes: Option<u64>,
+    /// What the pager evicts, by name; `None`: its default, or no pager.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) policy: Option<String>,
+    /// Without a limit, for rows under other conditions to be related to.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub(crate) is_reference: bool,
+}
+
+fn is_false(flag: &bool) -> bool {
+    !flag
 }
 
 impl Row {
@@ -234,6 +272,20 @@ impl Row {
     /// repacked, so with repacking on only rows of one mode must agree.
     pub(crate) fn same_arithmetic(&self, other: &Row) -> bool {
         self.repack == other.repack && (!self.repack || self.mode == other.mode)
+    }
+
+    /// Whether speeds are also related to another row's, though conditions differ: to a reference's, and to a baseline's at the same budget
+    /// with another readahead.
+    pub(crate) fn is_set_against(&self, other: &Row) -> bool {
+        let same_budget = self.budget_bytes == other.budget_bytes && self.cache == other.cache;
+        let is_baseline = self.engine == Engine::Faultline && other.engine != Engine::Faultline;
+        !self.is_reference
+            && (other.is_reference || is_baseline && same_budget && !self.same_conditions(other))
+    }
+
+    /// Whether the program needs memory of its own for the whole of a model.
+    pub(crate) fn is_all_in_memory(&self) -> bool {
+        matches!(self.engine, Engine::Stock(LoadMode::None | LoadMode::Dio))
     }
 
     /// Whether the slice provider is what the mode brings along: attached for selective only.
@@ -259,6 +311,9 @@ impl Row {
         if !self.default_advise() {
             label.push_str(if self.advise { " advise" } else { " no-advise" });
         }
+        if let Some(policy) = &self.policy {
+            label.push_str(&format!(" {policy}"));
+        }
         if let Some(bytes) = self.budget_bytes {
             label.push_str(&format!(" in {}", format_bytes(bytes)));
         }
@@ -272,17 +327,32 @@ impl Row {
 /// The options that multiply into rows.
 #[derive(Clone, Debug)]
 pub(crate) struct Axes {
-    /// Baselines come first: ratios are taken against the first row.
+    /// Rows without a limit, whatever the others' conditions are. The very first.
+    pub(crate) references: Vec<Reference>,
+    /// Baselines come before rows of the same conditions: ratios are taken against the first row.
     pub(crate) stock: Vec<LoadMode>,
     /// Names of other programs.
     pub(crate) commands: Vec<String>,
     pub(crate) modes: Vec<Mode>,
+    /// Of the pager; none: its default.
+    pub(crate) policies: Vec<String>,
     pub(crate) caches: Vec<CacheState>,
     pub(crate) repack: Repack,
     /// `None`: on for selective, off for the others.
     pub(crate) advise: Option<bool>,
     pub(crate) budgets: Vec<Option<u64>>,
     pub(crate) readaheads: Vec<Option<u64>>,
+    /// The same of baselines; `None`: as the other rows.
+    pub(crate) baseline_budgets: Option<Vec<Option<u64>>>,
+    pub(crate) baseline_readaheads: Option<Vec<Option<u64>>>,
+}
+
+/// What is measured, whatever the conditions.
+struct Kind {
+    engine: Engine,
+    mode: Mode,
+    repack: bool,
+    policy: Option<String>,
 }
 
 /// Which repacking rows there are.
@@ -299,55 +369,135 @@ pub(crate) enum Repack {
 impl Axes {
     /// The rows, those of equal conditions beside each other, the reference of each group first.
     pub(crate) fn rows(&self) -> Vec<Row> {
-        let kinds = self.kinds();
+        let baseline_budgets = self.baseline_budgets.as_ref().unwrap_or(&self.budgets);
+        let baseline_readaheads = self.baseline_readaheads.as_ref();
+        let baseline_readaheads = baseline_readaheads.unwrap_or(&self.readaheads);
+        let (baselines, own) = (self.baselines(), self.own());
         let mut rows = Vec::new();
-        for budget_bytes in &self.budgets {
-            for readahead_bytes in &self.readaheads {
+        for budget_bytes in distinct(self.budgets.iter().chain(baseline_budgets)) {
+            for readahead_bytes in distinct(baseline_readaheads.iter().chain(&self.readaheads)) {
                 for cache in &self.caches {
-                    for (engine, mode, repack) in &kinds {
-                        rows.push(Row {
-                            engine: engine.clone(),
-                            mode: *mode,
-                            cache: *cache,
-                            repack: *repack,
-                            advise: *engine == Engine::Faultline
-                                && self.advise.unwrap_or(*mode == Mode::Selective),
-                            budget_bytes: *budget_bytes,
-                            readahead_bytes: *readahead_bytes,
-                        });
+                    let mut add = |kinds: &[Kind]| {
+                        let row = |kind| self.row(kind, *cache, budget_bytes, readahead_bytes);
+                        rows.extend(kinds.iter().map(row));
+                    };
+                    if baseline_budgets.contains(&budget_bytes)
+                        && baseline_readaheads.contains(&readahead_bytes)
+                    {
+                        add(&baselines);
+                    }
+                    if self.budgets.contains(&budget_bytes)
+                        && self.readaheads.contains(&readahead_bytes)
+                    {
+                        add(&own);
                     }
                 }
             }
         }
-        rows
+        self.with_references(rows)
     }
 
-    /// What is measured under each set of conditions.
-    fn kinds(&self) -> Vec<(Engine, Mode, bool)> {
+    /// Puts the references before the rows, unless they are among them.
+    fn with_references(&self, mut rows: Vec<Row>) -> Vec<Row> {
+        let mut references = Vec::new();
+        for reference in &self.references {
+            let kind = Kind {
+                engine: Engine::Stock(reference.load_mode),
+                mode: Mode::Eager,
+                repack: reference.repack,
+                policy: None,
+            };
+            let mut row = self.row(&kind, self.caches[0], None, None);
+            match rows.iter_mut().find(|other| **other == row) {
+                Some(same) => same.is_reference = true,
+                None => {
+                    row.is_reference = true;
+                    references.push(row);
+                }
+            }
+        }
+        references.append(&mut rows);
+        references
+    }
+
+    fn row(
+        &self,
+        kind: &Kind,
+        cache: CacheState,
+        budget_bytes: Option<u64>,
+        readahead_bytes: Option<u64>,
+    ) -> Row {
+        let advise = self.advise.unwrap_or(kind.mode == Mode::Selective);
+        Row {
+            engine: kind.engine.clone(),
+            mode: kind.mode,
+            cache,
+            repack: kind.repack,
+            advise: kind.engine == Engine::Faultline && advise,
+            budget_bytes,
+            readahead_bytes,
+            policy: kind.policy.clone(),
+            is_reference: false,
+        }
+    }
+
+    /// Other programs.
+    fn baselines(&self) -> Vec<Kind> {
         let repacks: &[bool] = match self.repack {
             Repack::On => &[true],
             Repack::Off => &[false],
             Repack::Both => &[false, true],
         };
+        let kind = |engine, repack| Kind {
+            engine,
+            mode: Mode::Eager,
+            repack,
+            policy: None,
+        };
         let stock = self.stock.iter().flat_map(|load_mode| {
-            repacks
-                .iter()
-                .map(|repack| (Engine::Stock(*load_mode), Mode::Eager, *repack))
+            let of = move |repack: &bool| kind(Engine::Stock(*load_mode), *repack);
+            repacks.iter().map(of)
         });
-        let commands = self
-            .commands
-            .iter()
-            .map(|name| (Engine::Command(name.clone()), Mode::Eager, false));
-        let modes = self
-            .modes
-            .iter()
-            .map(|mode| (Engine::Faultline, *mode, self.repack == Repack::On));
-        let mut kinds: Vec<_> = stock.chain(commands).chain(modes).collect();
+        let commands = self.commands.iter();
+        let commands = commands.map(|name| kind(Engine::Command(name.clone()), false));
+        stock.chain(commands).collect()
+    }
+
+    /// Our own modes.
+    fn own(&self) -> Vec<Kind> {
+        let kind = |mode, repack, policy| Kind {
+            engine: Engine::Faultline,
+            mode,
+            repack,
+            policy,
+        };
+        let mut kinds = Vec::new();
+        for mode in &self.modes {
+            let repack = self.repack == Repack::On;
+            match mode {
+                Mode::Pager if !self.policies.is_empty() => {
+                    let policies = self.policies.iter().cloned();
+                    kinds.extend(policies.map(|policy| kind(*mode, repack, Some(policy))));
+                }
+                _ => kinds.push(kind(*mode, repack, None)),
+            }
+        }
         if self.repack == Repack::Both && self.modes.contains(&Mode::Eager) {
-            kinds.push((Engine::Faultline, Mode::Eager, true));
+            kinds.push(kind(Mode::Eager, true, None));
         }
         kinds
     }
+}
+
+/// The values in their order, without repetitions.
+fn distinct<'a>(values: impl Iterator<Item = &'a Option<u64>>) -> Vec<Option<u64>> {
+    let mut found = Vec::new();
+    for value in values {
+        if !found.contains(value) {
+            found.push(*value);
+        }
+    }
+    found
 }
 
 /// Row indices of repetition `repetition`: rotated by one each time, so that no row always runs first or always runs
@@ -366,9 +516,11 @@ pub(crate) struct WorkerSpec {
     pub(crate) repack: bool,
     pub(crate) advise: bool,
     pub(crate) n_prompt: u32,
-    /// Most tokens after the prompt.
+    /// Most tokens between the prompt and those that count.
+    pub(crate) n_warm_up: u32,
+    /// Most tokens that count.
     pub(crate) n_gen: u32,
-    /// No further token is begun when those after the prompt have taken this long together.
+    /// No further token of the warm-up, or of those that count, is begun when those before it have taken this long together.
     pub(crate) decode_limit_ns: Option<u64>,
     pub(crate) n_batch: u32,
     pub(crate) n_ubatch: u32,
@@ -380,6 +532,30 @@ pub(crate) struct WorkerSpec {
     pub(crate) check_routing: bool,
     /// The `cgroup.procs` file that the worker writes itself into before it loads anything.
     pub(crate) cgroup_procs: Option<PathBuf>,
+    /// What the pager evicts, by name; `None`: its default.
+    pub(crate) policy: Option<String>,
+    pub(crate) reads: Reads,
+}
+
+/// How the pager reads. `None` is its default.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Reads {
+    pub(crate) engine: ReadEngine,
+    /// Requests at a time.
+    pub(crate) depth: Option<u16>,
+    /// Larger reads are split.
+    pub(crate) request_bytes: Option<u32>,
+}
+
+/// Which engine reads for the pager.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum ReadEngine {
+    /// `io_uring`, and threads where it is refused.
+    #[default]
+    Auto,
+    Uring,
+    Threads,
 }
 
 /// Whose experts are used.
@@ -437,6 +613,10 @@ mod tests {
 
     fn axes() -> Axes {
         Axes {
+            references: Vec::new(),
+            policies: Vec::new(),
+            baseline_budgets: None,
+            baseline_readaheads: None,
             stock: Vec::new(),
             commands: Vec::new(),
             modes: Mode::ALL.to_vec(),
@@ -524,6 +704,60 @@ mod tests {
         assert!(rows[0].same_conditions(&rows[2]));
         assert!(!rows[0].same_conditions(&rows[3]));
         assert_eq!(rows[2].label(), "selective cold no-advise ra 128 KiB");
+    }
+
+    #[test]
+    fn references_have_no_limit_and_baselines_conditions_of_their_own() {
+        let axes = Axes {
+            references: ["stock:none", "stock:none+repack"]
+                .map(|name| name.parse().unwrap())
+                .to_vec(),
+            stock: vec![LoadMode::Mmap],
+            modes: vec![Mode::Pager],
+            policies: vec!["lru".into(), "lfu".into()],
+            repack: Repack::Off,
+            budgets: vec![Some(2 << 30), Some(1 << 30)],
+            baseline_budgets: Some(vec![Some(1 << 30)]),
+            baseline_readaheads: Some(vec![Some(128 << 10), Some(8 << 20)]),
+            ..axes()
+        };
+        let rows = axes.rows();
+        let labels: Vec<_> = rows.iter().map(Row::label).collect();
+        let expected = [
+            "stock none cold",
+            "stock none cold repack",
+            "pager cold lru in 2 GiB",
+            "pager cold lfu in 2 GiB",
+            "stock mmap cold in 1 GiB ra 128 KiB",
+            "stock mmap cold in 1 GiB ra 8 MiB",
+            "pager cold lru in 1 GiB",
+            "pager cold lfu in 1 GiB",
+        ];
+        assert_eq!(labels, expected);
+        let set_against = |index: usize| -> Vec<usize> {
+            let others = 0..rows.len();
+            others
+                .filter(|&other| rows[index].is_set_against(&rows[other]))
+                .collect()
+        };
+        assert_eq!(set_against(0), [0; 0]);
+        assert_eq!((set_against(2), set_against(4)), (vec![0, 1], vec![0, 1]));
+        assert_eq!(set_against(6), [0, 1, 4, 5]);
+
+        let among_the_rows = Axes {
+            stock: vec![LoadMode::None],
+            budgets: vec![None],
+            baseline_budgets: None,
+            baseline_readaheads: None,
+            ..axes
+        };
+        let rows = among_the_rows.rows();
+        let references: Vec<_> = rows.iter().map(|row| row.is_reference).collect();
+        assert_eq!(references, [true, true, false, false]);
+        for bad in ["stock:all", "eager", "stock:none+", ""] {
+            let message = bad.parse::<Reference>().unwrap_err().to_string();
+            assert!(message.contains("stock:none+repack"), "{message}");
+        }
     }
 
     #[test]

@@ -315,29 +315,38 @@ struct run {
             token = choose();
         }
 
-        const uint64_t n_gen = args.number("n_gen"), limit = args.number("decode_limit_ns");
+        const uint64_t limit = args.number("decode_limit_ns");
         std::vector<uint64_t> wall, cpu, read, major, minor;
-        uint64_t spent = 0;
-        const uint64_t loop = now_ns();
-        while (wall.size() < n_gen && (limit == 0 || spent < limit)) {
-            uint64_t read_before = 0, read_after = 0;
-            const bool  counted = own_read_bytes(read_before);
-            const usage before  = own_usage();
-            const uint64_t begin = now_ns();
-            batch.n_tokens = 0;
-            add(token, position++, true);
-            decode(batch);
-            wall.push_back(now_ns() - begin);
-            spent += wall.back();
-            const usage used = own_usage();
-            cpu.push_back(used.cpu_ns - before.cpu_ns);
-            major.push_back(used.faults_major - before.faults_major);
-            minor.push_back(used.faults_minor - before.faults_minor);
-            if (counted && own_read_bytes(read_after)) {
-                read.push_back(read_after - read_before);
+        const auto steps = [&](uint64_t n_tokens) {
+            uint64_t spent = 0;
+            while (wall.size() < n_tokens && (limit == 0 || spent < limit)) {
+                uint64_t read_before = 0, read_after = 0;
+                const bool  counted = own_read_bytes(read_before);
+                const usage before  = own_usage();
+                const uint64_t begin = now_ns();
+                batch.n_tokens = 0;
+                add(token, position++, true);
+                decode(batch);
+                wall.push_back(now_ns() - begin);
+                spent += wall.back();
+                const usage used = own_usage();
+                cpu.push_back(used.cpu_ns - before.cpu_ns);
+                major.push_back(used.faults_major - before.faults_major);
+                minor.push_back(used.faults_minor - before.faults_minor);
+                if (counted && own_read_bytes(read_after)) {
+                    read.push_back(read_after - read_before);
+                }
+                token = choose();
             }
-            token = choose();
+        };
+        steps(args.number("n_warm_up"));
+        out << ",\"warm_up_ns\":" << list(wall);
+        for (auto * counters : { &wall, &cpu, &read, &major, &minor }) {
+            counters->clear();
         }
+        mark("counted");
+        const uint64_t loop = now_ns();
+        steps(args.number("n_gen"));
         out << ",\"decode_loop_ns\":" << now_ns() - loop << ",\"step_ns\":" << list(wall) << ",\"steps\":{\"cpu_ns\":" << list(cpu)
             << ",\"read_bytes\":" << list(read) << ",\"faults_major\":" << list(major) << ",\"faults_minor\":" << list(minor)
             << "},\"fingerprint\":{\"tokens\":" << quoted(tokens_digest.hex16()) << ",\"logits\":" << quoted(logits_digest.hex16())
@@ -380,7 +389,7 @@ static void work(const arguments & args) {
     mark("loaded");
 
     llama_context_params cparams = llama_context_default_params();
-    cparams.n_ctx           = std::max<uint32_t>(args.number("n_prompt") + args.number("n_gen"), 1);
+    cparams.n_ctx           = std::max<uint32_t>(args.number("n_prompt") + args.number("n_warm_up") + args.number("n_gen"), 1);
     cparams.n_batch         = std::min<uint32_t>(std::max<uint32_t>(args.number("n_batch"), 1), cparams.n_ctx);
     cparams.n_ubatch        = std::min<uint32_t>(std::max<uint32_t>(args.number("n_ubatch"), 1), cparams.n_batch);
     cparams.n_seq_max       = 1;

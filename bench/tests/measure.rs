@@ -79,7 +79,7 @@ fn cold_and_warm_rows_of_all_modes() {
     assert_eq!(raw.lines().count(), 16);
     for line in raw.lines() {
         let run: Value = serde_json::from_str(line).unwrap();
-        assert_eq!(run["marks"].as_array().unwrap().len(), 5);
+        assert_eq!(run["marks"].as_array().unwrap().len(), 6);
         assert!(!run["rss"].as_array().unwrap().is_empty());
         assert_eq!(run["outcome"]["step_ns"].as_array().unwrap().len(), 17);
         if run["row"]["cache"] == "cold" {

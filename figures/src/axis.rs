@@ -146,6 +146,19 @@ impl Axis {
         }
     }
 
+    /// A place for each of `n` things, from 0 on, of which only those in `ticks` are named.
+    pub fn places(name: &str, n: usize, ticks: Vec<(f64, String)>) -> Axis {
+        Axis {
+            name: name.to_string(),
+            unit: Unit::Plain,
+            low: -0.5,
+            high: n.max(1) as f64 - 0.5,
+            logarithmic: false,
+            ticks,
+            named: true,
+        }
+    }
+
     /// With ticks at these values only, and some room on both sides.
     pub fn at(name: &str, unit: Unit, ticks: Vec<(f64, String)>) -> Axis {
         let low = ticks

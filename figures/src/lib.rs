@@ -1,5 +1,7 @@
 //! Charts as SVG and as CSV.
 //!
+//! [`page`] puts charts and [`Table`]s together as one web page.
+//!
 //! A [`Chart`] is a column of [`Panel`]s with a legend beside each. What is drawn in a panel are [`Series`], each in a colour of
 //! its own and made of [`Layer`]s: lines, intervals, bars and marks in the units of the panel's axes. The SVG needs
 //! nothing from outside, follows the reader's preference for light or dark, and may stand alone or inside of an HTML page; several in one page do not
@@ -7,11 +9,16 @@
 
 mod axis;
 mod csv;
+mod page;
+mod png;
 mod style;
 mod svg;
+mod table;
 
 pub use axis::{Axis, Unit};
+pub use page::{figure, list, page};
 pub use style::escape;
+pub use table::Table;
 
 /// A picture.
 #[derive(Clone, Debug)]
@@ -78,12 +85,39 @@ pub enum Layer {
     },
     /// A horizontal bar from the axis.
     Bar { what: &'static str, y: f64, to: f64 },
+    /// A vertical bar from `low` to `high`, `width` wide in the units of the axis, around `x`.
+    Column {
+        what: &'static str,
+        x: f64,
+        width: f64,
+        low: f64,
+        high: f64,
+    },
+    /// Many cells of one size, each of a colour the stronger the larger its value. A chart with such cells has a CSV of its own form: for each
+    /// panel a line with the columns' places, then a line for each row.
+    Cells(Cells),
     /// A point.
     Mark {
         what: &'static str,
         shape: Shape,
         at: (f64, f64),
     },
+}
+
+/// Cells of a [`Layer::Cells`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct Cells {
+    /// What the values are.
+    pub what: &'static str,
+    /// From the left of the first column to the right of the last one.
+    pub x: (f64, f64),
+    /// From the outer edge of the first row to that of the last one. Rows go downwards where the axis has names, otherwise upwards.
+    pub y: (f64, f64),
+    pub n_columns: usize,
+    /// Row by row; not negative.
+    pub values: Vec<f64>,
+    /// Whether equal ratios look equally different, instead of equal differences.
+    pub logarithmic: bool,
 }
 
 /// Form of a [`Layer::Mark`].

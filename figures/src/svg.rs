@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use crate::style::{COLOURS, escape, sheet};
-use crate::{Axis, Chart, Layer, Panel, Series, Shape};
+use crate::{Axis, Cells, Chart, Layer, Panel, Series, Shape, png};
 
 const WIDTH: f64 = 1000.0;
 /// Above the first panel: title and subtitle.
@@ -259,6 +259,24 @@ fn draw_layer(svg: &mut String, area: &Area<'_>, series: &Series, layer: &Layer)
                 tip(&format!("{what} {}", x_text(*to)))
             );
         }
+        Layer::Column {
+            what,
+            x,
+            width,
+            low,
+            high,
+        } => {
+            let (x1, x2) = (area.x(x - width / 2.0), area.x(x + width / 2.0));
+            let (y1, y2) = (area.y(*high), area.y(*low));
+            let _ = writeln!(
+                svg,
+                "<rect class=\"bar\" x=\"{x1:.1}\" y=\"{y1:.1}\" width=\"{:.1}\" height=\"{:.1}\">{}</rect>",
+                (x2 - x1).max(1.0),
+                (y2 - y1).max(0.0),
+                tip(&format!("{what} {}", y_text(high - low)))
+            );
+        }
+        Layer::Cells(cells) => draw_cells(svg, area, cells),
         Layer::Mark { what, shape, at } => {
             let (x, y) = (area.x(at.0) + shift, area.y(at.1));
             let value = if area.y.named {
@@ -284,6 +302,45 @@ fn draw_layer(svg: &mut String, area: &Area<'_>, series: &Series, layer: &Layer)
             };
         }
     }
+}
+
+/// As a picture inside of the picture, with a pixel for each cell.
+fn draw_cells(svg: &mut String, area: &Area<'_>, cells: &Cells) {
+    let n_columns = cells.n_columns.max(1);
+    let n_rows = cells.values.len() / n_columns;
+    if n_rows == 0 {
+        return;
+    }
+    let scaled = |value: f64| {
+        if cells.logarithmic {
+            value.ln_1p()
+        } else {
+            value
+        }
+    };
+    let most = cells.values.iter().copied().fold(0.0, f64::max);
+    let opacity = |value: &f64| match scaled(*value) / scaled(most) {
+        // Something is never drawn as nothing.
+        share if share > 0.0 => (24.0 + share * 231.0) as u8,
+        _ => 0,
+    };
+    let mut rows: Vec<&[f64]> = cells.values.chunks_exact(n_columns).collect();
+    if !area.y.named {
+        rows.reverse();
+    }
+    let pixels: Vec<u8> = rows.into_iter().flatten().map(opacity).collect();
+    let png = png::encode(n_columns as u32, n_rows as u32, &pixels);
+    let (left, right) = (area.x(cells.x.0), area.x(cells.x.1));
+    let (one, other) = (area.y(cells.y.0), area.y(cells.y.1));
+    let _ = writeln!(
+        svg,
+        "<image x=\"{left:.1}\" y=\"{:.1}\" width=\"{:.1}\" height=\"{:.1}\" preserveAspectRatio=\"none\" \
+         style=\"image-rendering:pixelated\" href=\"data:image/png;base64,{}\"/>",
+        one.min(other),
+        right - left,
+        (one - other).abs(),
+        png::base64(&png)
+    );
 }
 
 fn legend(svg: &mut String, series: &Series, x: f64, y: f64) {

@@ -1,6 +1,6 @@
 //! Charts of every kind of layer: well-formed, complete, and free of what a browser would not draw.
 
-use figures::{Axis, Chart, Layer, Panel, Series, Shape, Unit};
+use figures::{Axis, Cells, Chart, Layer, Panel, Series, Shape, Unit};
 
 /// A minimal check of XML: tags nest, attributes are quoted, text has no bare `<` or `&`.
 fn assert_well_formed(svg: &str) {
@@ -183,4 +183,81 @@ fn no_panels() {
     };
     assert_well_formed(&empty.svg());
     assert_eq!(empty.csv().lines().count(), 1);
+}
+
+/// A chart of one panel.
+fn one(x: Axis, y: Axis, layer: Layer) -> Chart {
+    Chart {
+        panels: vec![panel(x, y, vec![layer])],
+        ..chart()
+    }
+}
+
+#[test]
+fn columns_stand_where_their_ends_are() {
+    let chart = one(
+        Axis::linear("snapshot", Unit::Plain, 4.0),
+        Axis::linear("size", Unit::Bytes, 4096.0),
+        Layer::Column {
+            what: "resident",
+            x: 1.5,
+            width: 1.0,
+            low: 1024.0,
+            high: 3072.0,
+        },
+    );
+    assert_well_formed(&chart.svg());
+    assert!(chart.svg().contains("resident 2 KiB"));
+    assert!(
+        chart.csv().ends_with("resident,1.5,,1024,3072\n"),
+        "{}",
+        chart.csv()
+    );
+}
+
+#[test]
+fn cells_are_one_image_and_a_table() {
+    let cells = |y| Cells {
+        what: "bytes",
+        x: (0.0, 30.0),
+        y,
+        n_columns: 3,
+        values: vec![0.0, 1.0, 100.0, 7.0, 0.0, 0.0],
+        logarithmic: true,
+    };
+    let x = || Axis::linear("step", Unit::Plain, 30.0);
+    let named = one(
+        x(),
+        Axis::places("tensor", 2, vec![(1.0, "a, b".into())]),
+        Layer::Cells(cells((-0.5, 1.5))),
+    );
+    let svg = named.svg();
+    assert_well_formed(&svg);
+    assert_eq!(svg.matches("<image ").count(), 1);
+    // The first row is on top: its image fills the panel from 64 + 28 on.
+    assert!(svg.contains("y=\"92.0\""), "{svg}");
+    assert_eq!(
+        named.csv(),
+        "5 < 6: bytes,0,10,20\n-0.5,0,1,100\n\"a, b\",7,0,0\n"
+    );
+    let upwards = one(
+        x(),
+        Axis::linear("offset", Unit::Bytes, 2.0),
+        Layer::Cells(cells((0.0, 2.0))),
+    );
+    assert_ne!(
+        image(&upwards.svg()),
+        image(&svg),
+        "the rows are turned around"
+    );
+    assert_eq!(upwards.csv().lines().nth(1), Some("0,0,1,100"));
+}
+
+fn image(svg: &str) -> &str {
+    svg.split("base64,")
+        .nth(1)
+        .unwrap()
+        .split('"')
+        .next()
+        .unwrap()
 }

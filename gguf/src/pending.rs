@@ -32,7 +32,33 @@ impl PendingFile {
         PendingFile::create_as(path, size_bytes, Path::new("/proc/self/fd").exists())
     }
 
+    /// A file of `size_bytes` that takes disk space only where it is written to.
+    pub(crate) fn create_hollow(path: &Path, size_bytes: u64) -> Result<PendingFile, Error> {
+        let nameless = Path::new("/proc/self/fd").exists();
+        let pending = PendingFile::open(path, size_bytes, nameless)?;
+        let length = pending.file.set_len(size_bytes);
+        length.map_err(|e| pending.explain(e))?;
+        Ok(pending)
+    }
+
     fn create_as(path: &Path, size_bytes: u64, nameless: bool) -> Result<PendingFile, Error> {
+        let pending = PendingFile::open(path, size_bytes, nameless)?;
+        if let Some(free_bytes) =
+            free_bytes(&pending.folder).map_err(|e| Error::io(path, "create", e))?
+            && free_bytes < size_bytes
+        {
+            return Err(Error::DiskFull {
+                path: path.to_owned(),
+                needed_bytes: size_bytes,
+                free_bytes,
+            });
+        }
+        pending.reserve().map_err(|e| pending.explain(e))?;
+        Ok(pending)
+    }
+
+    /// An empty file.
+    fn open(path: &Path, size_bytes: u64, nameless: bool) -> Result<PendingFile, Error> {
         let folder = match path.parent() {
             Some(p) if !p.as_os_str().is_empty() => p.to_owned(),
             _ => PathBuf::from("."),
@@ -43,30 +69,19 @@ impl PendingFile {
                 kind: "a folder",
             });
         }
-        if let Some(free_bytes) = free_bytes(&folder).map_err(|e| Error::io(path, "create", e))?
-            && free_bytes < size_bytes
-        {
-            return Err(Error::DiskFull {
-                path: path.to_owned(),
-                needed_bytes: size_bytes,
-                free_bytes,
-            });
-        }
         let (file, hidden) = match nameless.then(|| open_nameless(&folder)) {
             Some(Ok(file)) => (file, None),
             _ => open_hidden(path, &folder)
                 .map(|(f, p)| (f, Some(p)))
                 .map_err(|e| Error::io(path, "create", e))?,
         };
-        let pending = PendingFile {
+        Ok(PendingFile {
             file,
             path: path.to_owned(),
             folder,
             hidden,
             size_bytes,
-        };
-        pending.reserve().map_err(|e| pending.explain(e))?;
-        Ok(pending)
+        })
     }
 
     /// Asks for the whole file's space at once: a full disk shows here and not after minutes of

@@ -100,6 +100,8 @@ impl GgmlType {
     pub const Q5_1: GgmlType = GgmlType(7);
     /// Blocks of 32 8-bit numbers with a 16-bit scale.
     pub const Q8_0: GgmlType = GgmlType(8);
+    /// Blocks of 256 2-bit numbers with 4-bit scales and minima.
+    pub const Q2_K: GgmlType = GgmlType(10);
     /// Blocks of 256 4-bit numbers with 6-bit scales and minima.
     pub const Q4_K: GgmlType = GgmlType(12);
     /// Blocks of 256 5-bit numbers with 6-bit scales and minima.
@@ -108,6 +110,8 @@ impl GgmlType {
     pub const Q6_K: GgmlType = GgmlType(14);
     /// Blocks of 32 4-bit indices into a table of uneven steps, with a 16-bit scale.
     pub const IQ4_NL: GgmlType = GgmlType(20);
+    /// Blocks of 256 4-bit indices into a table of uneven steps, with 6-bit scales.
+    pub const IQ4_XS: GgmlType = GgmlType(23);
     /// 32-bit integers.
     pub const I32: GgmlType = GgmlType(26);
     /// The upper half of a 32-bit floating point number.

@@ -138,6 +138,18 @@ impl Layout {
         self.header().len() as u64 + self.data_bytes
     }
 
+    /// Writes a file whose tensors are holes: they read as zeros and take no disk, where the file system has holes.
+    ///
+    /// # Errors
+    /// [`Error::DiskFull`] and [`Error::Io`].
+    pub fn write_hollow(self, path: &Path) -> Result<(), Error> {
+        let header = self.header();
+        let size_bytes = header.len() as u64 + self.data_bytes;
+        let pending = PendingFile::create_hollow(path, size_bytes)?;
+        pending.write_at(&header, 0)?;
+        pending.finish()
+    }
+
     /// Header, metadata and tensor table, padded to where the data starts.
     fn header(&self) -> Vec<u8> {
         let string = |out: &mut Vec<u8>, s: &str| {

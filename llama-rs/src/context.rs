@@ -15,7 +15,7 @@ use crate::inner::InnerContext;
 use crate::kv_type;
 use crate::logs;
 use crate::lora::LoraAdapter;
-use crate::memory::{BufferUse, Perf};
+use crate::memory::{BufferUse, MemoryExtras, Perf};
 use crate::model::Model;
 use crate::observer::{AnyObserver, NodeObserver, ObserverState};
 use crate::params::{ContextParams, FlashAttention};
@@ -93,6 +93,7 @@ impl<'model> Context<'model> {
         raw.n_batch = params.n_batch.min(params.n_ctx);
         raw.n_ubatch = params.n_ubatch.min(raw.n_batch);
         raw.n_seq_max = params.n_seq_max;
+        raw.kv_unified = params.kv_unified;
         raw.n_outputs_max = params.n_outputs_max.min(raw.n_batch);
         // In range by `check`, which allows at most 512.
         raw.n_threads = params.n_threads as i32;
@@ -206,7 +207,8 @@ impl<'model> Context<'model> {
     ///
     /// - [`Error::Batch`], [`Error::TokenOutOfRange`]: the batch is empty, too large, asks for too many rows of logits, or
     ///   names a token or a sequence that does not exist. Nothing was computed.
-    /// - [`Error::ModelChanged`]: a mapped file was shortened or written to. Nothing was computed.
+    /// - [`Error::ModelChanged`]: a mapped file was shortened or written to, before or while this was computed. There are no logits, and
+    ///   what is in the KV cache is not to be used.
     /// - [`Error::KvCacheFull`], [`Error::Aborted`], [`Error::Decode`], [`Error::Native`]: as llama.cpp reports.
     /// - [`Error::CallbackPanicked`], [`Error::SliceUnavailable`], [`Error::Misrouted`]: from the slice provider, the observer or
     ///   the router.
@@ -226,6 +228,8 @@ impl<'model> Context<'model> {
         let ended = self.step_end(&step, result.is_ok());
         result?;
         ended?;
+        // What was read of a file that changed meanwhile may be of before and after.
+        self.model.check_contents()?;
         self.outputs.extend_from_slice(batch.outputs());
         Ok(())
     }
@@ -560,6 +564,18 @@ impl<'model> Context<'model> {
     /// [`Error::Native`] when llama.cpp fails to tell.
     pub fn memory_breakdown(&self) -> Result<Vec<BufferUse>> {
         crate::memory::breakdown(self.raw())
+    }
+
+    /// What it allocates besides the buffers of [`memory_breakdown`](Context::memory_breakdown).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Native`] when llama.cpp fails to tell.
+    pub fn memory_extras(&self) -> Result<MemoryExtras> {
+        // SAFETY: the context is alive.
+        let n_threads = unsafe { sys::llama_n_threads_batch(self.raw()) };
+        let n_outputs = self.n_outputs_max as u64;
+        crate::memory::extras(self.raw(), n_threads, n_outputs * self.n_vocab as u64)
     }
 
     /// Empties the KV cache. Wraps `llama_memory_clear`.

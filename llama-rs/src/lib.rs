@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | [`Backend`] | the library | initialise once, copy freely |
 //! | [`Model`] | `llama_model` | `Send + Sync`; outlives its contexts |
+//! | [`DryModel`] | `llama_model` without weights | says what contexts would take |
 //! | [`Vocab`] | `llama_vocab` | borrows the model |
 //! | [`Context`] | `llama_context` | `Send`; borrows the model; owns the state of its callbacks |
 //! | [`LoraAdapter`] | `llama_adapter_lora` | names an adapter; its model owns it |
@@ -46,6 +47,7 @@ mod backend;
 mod batch;
 mod chat;
 mod context;
+mod dry;
 mod error;
 mod failure;
 mod files;
@@ -79,12 +81,13 @@ pub use backend::{Backend, BuildInfo};
 pub use batch::Batch;
 pub use chat::ChatMessage;
 pub use context::Context;
+pub use dry::{DryContext, DryModel};
 pub use error::{Error, Result};
 pub use generate::{Generated, Generation, Stop, generate};
 pub use kv_type::KvType;
 pub use logs::route_logs;
 pub use lora::LoraAdapter;
-pub use memory::{BufferUse, Perf};
+pub use memory::{BufferUse, MemoryExtras, Perf, repacked_bytes};
 pub use memory_map::ModelMemory;
 pub use model::Model;
 pub use observer::{GraphRef, NodeObserver, Pending};

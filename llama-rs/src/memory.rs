@@ -28,6 +28,15 @@ impl BufferUse {
     }
 }
 
+/// Weights that are copied into another layout: all that llama.cpp does not put into plain CPU memory.
+pub fn repacked_bytes(buffers: &[BufferUse]) -> u64 {
+    let plain = ["CPU", "CPU_Mapped"];
+    let others = buffers
+        .iter()
+        .filter(|buffer| !plain.contains(&buffer.name.as_str()));
+    others.map(|buffer| buffer.model_bytes).sum()
+}
+
 /// Kinds of buffers asked for at first; the CPU alone has about five.
 const KINDS_EXPECTED: usize = 16;
 
@@ -71,6 +80,45 @@ fn from_raw(raw: &sys::faultline_buffer_use) -> BufferUse {
         context_bytes: raw.context as u64,
         compute_bytes: raw.compute as u64,
     }
+}
+
+/// What a context allocates besides the buffers that llama.cpp lists.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MemoryExtras {
+    /// Work buffer of the CPU backend, as large as the largest graph needs it.
+    pub work_bytes: u64,
+    /// Logits of the most rows that one decode may ask for.
+    pub outputs_bytes: u64,
+    /// Descriptions of graphs: one for planning, and one each for graphs with and without logits.
+    pub graphs_bytes: u64,
+    /// Whether attention uses the fused kernel.
+    pub flash_attention: bool,
+}
+
+/// Arenas for descriptions of graphs (`gf_res_reserve` and `gf_res_prev` of `llama_context`).
+const GRAPH_ARENAS: u64 = 3;
+
+/// `context` is alive; `n_logits` is the number of logits that it keeps.
+pub(crate) fn extras(
+    context: *const sys::llama_context,
+    n_threads: i32,
+    n_logits: u64,
+) -> Result<MemoryExtras> {
+    let mut sizes = sys::faultline_context_sizes {
+        work: 0,
+        graph: 0,
+        flash_attn: false,
+    };
+    // SAFETY: the caller's context is alive; `sizes` is writable.
+    shim::check("ggml_graph_plan", unsafe {
+        sys::faultline_context_sizes_get(context, n_threads, &mut sizes)
+    })?;
+    Ok(MemoryExtras {
+        work_bytes: sizes.work as u64,
+        outputs_bytes: n_logits * size_of::<f32>() as u64,
+        graphs_bytes: GRAPH_ARENAS * sizes.graph as u64,
+        flash_attention: sizes.flash_attn,
+    })
 }
 
 /// Time and counts of a context, as llama.cpp measures them. It never reports a count below 1.

@@ -20,8 +20,9 @@ use crate::failure::FailureSlot;
 /// For each part of the model, in their order, llama.cpp calls [`map`](ModelMemory::map) once. Then it calls
 /// [`load`](ModelMemory::load) for every tensor that is read up front, and when the model is dropped, or could not be
 /// loaded, [`unmap`](ModelMemory::unmap) for every part. `map` and `load` come from the thread that loads the model. With
-/// [`Prefetch::Selective`](crate::Prefetch::Selective) that is all but the experts, and the token embedding where it is read
-/// by rows; with [`Prefetch::None`](crate::Prefetch::None) only tensors that are too small to be worth it.
+/// [`Prefetch::Selective`](crate::Prefetch::Selective) that is all but the experts, the token embedding where it is read
+/// by rows, and what [`is_lazy`](ModelMemory::is_lazy) names; with [`Prefetch::None`](crate::Prefetch::None) only tensors that
+/// are too small to be worth it.
 ///
 /// What `load` was not asked for is read only where a [`SliceProvider`](crate::SliceProvider) says that it is, so its part
 /// of the memory may be inaccessible. Without a provider [`Context::decode`](crate::Context::decode) gives an error.
@@ -50,6 +51,15 @@ pub unsafe trait ModelMemory: Send {
 
     /// The memory of part `file` is not used any more.
     fn unmap(&mut self, file: usize);
+
+    /// Whether the tensor that fills this range of part `file` is read on demand, as [`Which::Whole`](crate::Which::Whole),
+    /// although every token reads all of it. Asked before [`map`](ModelMemory::map), several times for some tensors, and
+    /// only with [`Prefetch::Selective`](crate::Prefetch::Selective) or [`Prefetch::None`](crate::Prefetch::None). The default is
+    /// no tensor.
+    fn is_lazy(&mut self, file: usize, range: Range<usize>) -> bool {
+        let _ = (file, range);
+        false
+    }
 }
 
 /// Memory with the failures of its callbacks: the `user_data` of the C interface. Any thread may drop a model, hence the
@@ -86,6 +96,7 @@ impl MemoryState {
             map: Some(on_map),
             load: Some(on_load),
             unmap: Some(on_unmap),
+            lazy: Some(on_lazy),
         }
     }
 
@@ -164,4 +175,19 @@ unsafe extern "C" fn on_unmap(idx: i32, _: *mut c_void, _: usize, user_data: *mu
             Ok(())
         });
     }
+}
+
+unsafe extern "C" fn on_lazy(idx: i32, offs: usize, size: usize, user_data: *mut c_void) -> bool {
+    // SAFETY: as in `on_map`.
+    let state = unsafe { state_of(user_data) };
+    let is_lazy = state
+        .zip(usize::try_from(idx).ok())
+        .and_then(|(state, file)| {
+            let range = offs..offs.checked_add(size)?;
+            state.call("ModelMemory::is_lazy", |memory| {
+                Ok(memory.is_lazy(file, range))
+            })
+        });
+    // After a panic the load fails when it maps the file, whose callback gives nothing then.
+    is_lazy.unwrap_or(false)
 }

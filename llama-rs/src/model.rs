@@ -60,12 +60,12 @@ impl Model {
     /// As for `load`; [`Error::Cancelled`] when `progress` gives [`ControlFlow::Break`], [`Error::CallbackPanicked`] when
     /// it panics. Everything loaded so far is freed then.
     pub fn load_with(
-        backend: &Backend,
+        _backend: &Backend,
         path: impl AsRef<Path>,
         params: &ModelParams,
         progress: impl FnMut(f32) -> ControlFlow<()>,
     ) -> Result<Model> {
-        Model::load_files(backend, path.as_ref(), params, None, progress)
+        Model::load_files(path.as_ref(), params, Weights::Files, progress)
     }
 
     /// As [`load_with`](Model::load_with), with the weights in `memory` instead of a mapping of the files.
@@ -75,7 +75,7 @@ impl Model {
     /// As for `load_with`; [`Error::Load`] with the reason that `memory` gives, [`Error::InvalidParameter`] for a load
     /// mode other than [`LoadMode::Mmap`].
     pub fn load_into(
-        backend: &Backend,
+        _backend: &Backend,
         path: impl AsRef<Path>,
         params: &ModelParams,
         memory: impl ModelMemory + 'static,
@@ -87,15 +87,29 @@ impl Model {
                 format!("{} does not use memory that is provided", params.load_mode),
             ));
         }
-        let memory = MemoryState::new(memory);
-        Model::load_files(backend, path.as_ref(), params, Some(memory), progress)
+        let memory = Weights::Provided(MemoryState::new(memory));
+        Model::load_files(path.as_ref(), params, memory, progress)
     }
 
-    fn load_files(
+    /// As [`load`](Model::load) without weights: llama.cpp counts the memory for them, and allocates none. Computing with such a
+    /// model would read addresses that are NULL, so it stays inside this crate.
+    pub(crate) fn load_nothing(
         _backend: &Backend,
         path: &Path,
         params: &ModelParams,
-        memory: Option<Pin<Box<MemoryState>>>,
+    ) -> Result<Model> {
+        Model::load_files(
+            path,
+            params,
+            Weights::Nowhere,
+            |_| ControlFlow::Continue(()),
+        )
+    }
+
+    fn load_files(
+        path: &Path,
+        params: &ModelParams,
+        weights: Weights,
         progress: impl FnMut(f32) -> ControlFlow<()>,
     ) -> Result<Model> {
         params.check()?;
@@ -103,12 +117,15 @@ impl Model {
         let watched = WatchedFiles::open(files.parts.iter().map(|part| part.path()))?;
         preflight::check(&files, params)?;
         let has_causal_attention = preflight::has_causal_attention(&files);
-        let inner = load_raw(path, &files, params, memory.as_ref(), progress)?;
+        let inner = load_raw(path, &files, params, &weights, progress)?;
         // llama.cpp opened the files by name a second time; they must still be the ones that were examined.
         watched.check_names()?;
         let mut model = Model {
             inner,
-            memory,
+            memory: match weights {
+                Weights::Provided(memory) => Some(memory),
+                Weights::Files | Weights::Nowhere => None,
+            },
             files,
             watched,
             params: params.clone(),
@@ -280,6 +297,16 @@ impl Model {
     }
 }
 
+/// Where a model's weights are to be.
+enum Weights {
+    /// Where the load mode says.
+    Files,
+    /// In memory that the caller provides.
+    Provided(Pin<Box<MemoryState>>),
+    /// Nowhere: they are only counted.
+    Nowhere,
+}
+
 fn count(n: i32) -> u32 {
     u32::try_from(n).unwrap_or(0)
 }
@@ -331,13 +358,18 @@ fn load_raw<F: FnMut(f32) -> ControlFlow<()>>(
     path: &Path,
     files: &gguf::ModelFiles,
     params: &ModelParams,
-    memory: Option<&Pin<Box<MemoryState>>>,
+    weights: &Weights,
     report: F,
 ) -> Result<InnerModel> {
     let failed = |reason: String| Error::Load {
         path: path.to_owned(),
         reason,
     };
+    let memory = match weights {
+        Weights::Provided(memory) => Some(memory),
+        Weights::Files | Weights::Nowhere => None,
+    };
+    let is_counted = matches!(weights, Weights::Nowhere);
     let paths = files
         .parts
         .iter()
@@ -352,7 +384,10 @@ fn load_raw<F: FnMut(f32) -> ControlFlow<()>>(
         cancelled: false,
         start: 0.0,
     };
-    if params.prefetch == Prefetch::Selective && !params.vocab_only && memory.is_none() {
+    if params.prefetch == Prefetch::Selective
+        && !params.vocab_only
+        && matches!(weights, Weights::Files)
+    {
         let warmed = warm::dense(files, |fraction| {
             match progress.call(fraction * WARM_SHARE) {
                 true => ControlFlow::Continue(()),
@@ -370,7 +405,10 @@ fn load_raw<F: FnMut(f32) -> ControlFlow<()>>(
     // SAFETY: takes no arguments.
     let mut raw = unsafe { sys::llama_model_default_params() };
     raw.n_gpu_layers = 0;
+    raw.no_alloc = is_counted;
     raw.load_mode = match params.load_mode {
+        // llama.cpp maps nothing when it only counts, and insists on this mode.
+        _ if is_counted => sys::LLAMA_LOAD_MODE_NONE,
         LoadMode::Mmap => sys::LLAMA_LOAD_MODE_MMAP,
         LoadMode::None => sys::LLAMA_LOAD_MODE_NONE,
         LoadMode::DirectIo => sys::LLAMA_LOAD_MODE_DIRECT_IO,

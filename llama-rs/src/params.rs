@@ -188,6 +188,9 @@ pub struct ContextParams {
     pub n_ubatch: u32,
     /// Most sequences. In `1..=`[`MAX_SEQUENCES`].
     pub n_seq_max: u32,
+    /// Whether sequences share the KV cache, so that one may use all of `n_ctx`. Otherwise each has `n_ctx / n_seq_max` tokens of its
+    /// own.
+    pub kv_unified: bool,
     /// Threads for single tokens. In `1..=`[`MAX_THREADS`].
     pub n_threads: u32,
     /// Threads for prompts. In `1..=`[`MAX_THREADS`].
@@ -216,6 +219,7 @@ impl Default for ContextParams {
             n_batch: 512,
             n_ubatch: 512,
             n_seq_max: 1,
+            kv_unified: false,
             n_threads,
             n_threads_batch: n_threads,
             n_outputs_max: 1,

@@ -1,10 +1,14 @@
 #include "shim.h"
 
+#include "ggml-cpp.h"
+#include "ggml-cpu.h"
 #include "llama-adapter.h"
 #include "llama-context.h"
 #include "llama-ext.h"
+#include "llama-graph.h"
 #include "llama-model.h"
 
+#include <algorithm>
 #include <exception>
 #include <new>
 #include <stdexcept>
@@ -52,6 +56,22 @@ int32_t faultline_abi_version(void) {
     return llama_lazy_abi_v2();
 }
 
+// Weights that were only counted lie in a buffer without functions, so that nobody has told them which kernels read them; the size
+// of the work buffer depends on those. A small buffer of the same type tells them.
+static void tell_kernels(const llama_model * model) {
+    for (const auto & entry : llama_internal_get_tensor_map(model)) {
+        ggml_tensor * tensor = entry.second;
+        ggml_backend_buffer_type_t type = tensor->buffer ? ggml_backend_buffer_get_type(tensor->buffer) : nullptr;
+        if (type == nullptr || type == ggml_backend_cpu_buffer_type()) {
+            continue;
+        }
+        ggml_backend_buffer_ptr buffer { ggml_backend_buft_alloc_buffer(type, ggml_backend_buft_get_alignment(type)) };
+        if (buffer) {
+            ggml_backend_buffer_init_tensor(buffer.get(), tensor);
+        }
+    }
+}
+
 int32_t faultline_model_load(
         const char ** paths, size_t n_paths, llama_model_params params, const llama_model_mapping_i * mapping, void * user_data,
         llama_model ** model) {
@@ -59,6 +79,9 @@ int32_t faultline_model_load(
         llama_model * loaded = llama_model_load_from_splits_mapped(paths, n_paths, params, mapping, user_data);
         if (loaded == nullptr) {
             return fail(FAULTLINE_ERR_NULL, "the model could not be loaded");
+        }
+        if (params.no_alloc) {
+            tell_kernels(loaded);
         }
         *model = loaded;
         return FAULTLINE_OK;
@@ -193,6 +216,21 @@ int32_t faultline_memory_breakdown(const llama_context * context, faultline_buff
             i++;
         }
         *count = i;
+        return FAULTLINE_OK;
+    });
+}
+
+int32_t faultline_context_sizes_get(const llama_context * context, int32_t n_threads, faultline_context_sizes * sizes) {
+    return guarded([&]() -> int32_t {
+        const llama_cparams & cparams = context->get_cparams();
+        // What sched_reserve() built last: the graph of a full ubatch.
+        const llm_graph_result * reserved = context->get_gf_res_reserve();
+        const uint32_t max_nodes = context->graph_max_nodes(std::min(cparams.n_ctx, cparams.n_ubatch));
+        *sizes = {
+            reserved == nullptr ? 0 : ggml_graph_plan(reserved->get_gf(), n_threads, nullptr).work_size,
+            ggml_tensor_overhead() * max_nodes + ggml_graph_overhead_custom(max_nodes, false),
+            cparams.flash_attn,
+        };
         return FAULTLINE_OK;
     });
 }

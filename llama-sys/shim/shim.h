@@ -101,6 +101,16 @@ struct faultline_buffer_use {
 int32_t faultline_memory_breakdown(
         const struct llama_context * context, struct faultline_buffer_use * uses, size_t capacity, size_t * count);
 
+/* What a context allocates that llama_get_memory_breakdown does not count. */
+struct faultline_context_sizes {
+    size_t work;       /* work buffer of the CPU backend for the largest graph */
+    size_t graph;      /* one arena for the description of a graph; two are made while decoding */
+    bool   flash_attn; /* fused attention is used */
+};
+
+/* Valid after the context was created, also for a model without weights; reads no weights. n_threads as in the context. */
+int32_t faultline_context_sizes_get(const struct llama_context * context, int32_t n_threads, struct faultline_context_sizes * sizes);
+
 /* The tensors that the model computes with, in no particular order; a tensor of the file is there twice when the model keeps
  * a second copy of it. Writes at most capacity pointers, which stay valid while the model lives; returns how many there are. */
 size_t faultline_model_tensors(const struct llama_model * model, const struct ggml_tensor ** tensors, size_t capacity);

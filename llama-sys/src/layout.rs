@@ -58,4 +58,6 @@ layout! { ggml_backend_cpu_lazy_i, size 24, align 8, begin 0, get 8, end 16 }
 
 layout! { faultline_buffer_use, size 40, align 8, name 0, is_host 8, model 16, context 24, compute 32 }
 
+layout! { faultline_context_sizes, size 24, align 8, work 0, graph 8, flash_attn 16 }
+
 layout! { faultline_type_traits, size 32, align 8, name 0, block_elements 8, block_bytes 16, is_quantized 24 }

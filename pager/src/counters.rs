@@ -1,6 +1,6 @@
 //! What the pager did, in numbers.
 //!
-//! The pool counts alone, under its lock, so a count is a load and a store. Any thread may add
+//! Whoever counts holds the lock around the pool, so a count is a load and a store. Any thread may add
 //! stalls, and any may take a snapshot, which is not of one instant: each number is right by itself.
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,6 +18,18 @@ pub struct Counters {
     n_prefetches_used: AtomicU64,
     n_cancelled: AtomicU64,
     n_failed: AtomicU64,
+    stream: Stream,
+}
+
+#[derive(Debug, Default)]
+struct Stream {
+    n_ready: AtomicU64,
+    n_late: AtomicU64,
+    n_missed: AtomicU64,
+    consumed_bytes: AtomicU64,
+    delivered_bytes: AtomicU64,
+    dropped_bytes: AtomicU64,
+    stall_ns: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -51,6 +63,41 @@ pub struct CountersSnapshot {
     pub n_cancelled: u64,
     /// Reads that failed for good.
     pub n_failed: u64,
+    /// Dense matrices that were streamed.
+    pub stream: StreamCounts,
+}
+
+/// The numbers of dense matrices that pass through the ring.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StreamCounts {
+    /// Uses that found their matrix in the ring.
+    pub n_ready: u64,
+    /// Uses that found it on its way.
+    pub n_late: u64,
+    /// Uses that found it neither there nor on its way: the order was not known yet, or a decode was broken off.
+    pub n_missed: u64,
+    /// Bytes of all uses.
+    pub consumed_bytes: u64,
+    /// Bytes that were read, page rounding included.
+    pub delivered_bytes: u64,
+    /// Bytes of matrices that were read ahead and given up before anybody used them.
+    pub dropped_bytes: u64,
+    /// Time that compute threads waited, in nanoseconds, summed over the threads.
+    pub stall_ns: u64,
+}
+
+impl StreamCounts {
+    fn since(&self, earlier: &StreamCounts) -> StreamCounts {
+        StreamCounts {
+            n_ready: self.n_ready.saturating_sub(earlier.n_ready),
+            n_late: self.n_late.saturating_sub(earlier.n_late),
+            n_missed: self.n_missed.saturating_sub(earlier.n_missed),
+            consumed_bytes: self.consumed_bytes.saturating_sub(earlier.consumed_bytes),
+            delivered_bytes: self.delivered_bytes.saturating_sub(earlier.delivered_bytes),
+            dropped_bytes: self.dropped_bytes.saturating_sub(earlier.dropped_bytes),
+            stall_ns: self.stall_ns.saturating_sub(earlier.stall_ns),
+        }
+    }
 }
 
 /// The numbers of a layer.
@@ -114,6 +161,7 @@ impl CountersSnapshot {
                 .saturating_sub(earlier.n_prefetches_used),
             n_cancelled: self.n_cancelled.saturating_sub(earlier.n_cancelled),
             n_failed: self.n_failed.saturating_sub(earlier.n_failed),
+            stream: self.stream.since(&earlier.stream),
         }
     }
 }
@@ -138,7 +186,13 @@ impl Counters {
             n_prefetches_used: zero(),
             n_cancelled: zero(),
             n_failed: zero(),
+            stream: Stream::default(),
         }
+    }
+
+    /// A compute thread waited for a dense matrix. Any thread may call this.
+    pub fn add_stream_stall(&self, time_ns: u64) {
+        self.stream.stall_ns.fetch_add(time_ns, Ordering::Relaxed);
     }
 
     /// A compute thread waited for a slice of this layer. Any thread may call this.
@@ -180,7 +234,35 @@ impl Counters {
             n_prefetches_used: get(&self.n_prefetches_used),
             n_cancelled: get(&self.n_cancelled),
             n_failed: get(&self.n_failed),
+            stream: StreamCounts {
+                n_ready: get(&self.stream.n_ready),
+                n_late: get(&self.stream.n_late),
+                n_missed: get(&self.stream.n_missed),
+                consumed_bytes: get(&self.stream.consumed_bytes),
+                delivered_bytes: get(&self.stream.delivered_bytes),
+                dropped_bytes: get(&self.stream.dropped_bytes),
+                stall_ns: get(&self.stream.stall_ns),
+            },
         }
+    }
+
+    pub(crate) fn stream_used(&self, found: crate::ring::Found, size_bytes: u64) {
+        use crate::ring::Found;
+        add(&self.stream.consumed_bytes, size_bytes);
+        let count = match found {
+            Found::Ready => &self.stream.n_ready,
+            Found::OnItsWay => &self.stream.n_late,
+            Found::Nowhere => &self.stream.n_missed,
+        };
+        add(count, 1);
+    }
+
+    pub(crate) fn stream_delivered(&self, size_bytes: u64) {
+        add(&self.stream.delivered_bytes, size_bytes);
+    }
+
+    pub(crate) fn stream_dropped(&self, size_bytes: u64) {
+        add(&self.stream.dropped_bytes, size_bytes);
     }
 
     pub(crate) fn request(&self, layer: usize, found: Found, size_bytes: u64) {
@@ -225,7 +307,7 @@ impl Counters {
     }
 }
 
-/// Only the pool calls this, one thread at a time: a load and a store lose nothing.
+/// Only the holder of the lock around the pool calls this: a load and a store lose nothing.
 fn add(counter: &AtomicU64, amount: u64) {
     counter.store(counter.load(Ordering::Relaxed) + amount, Ordering::Relaxed);
 }

@@ -3,18 +3,25 @@
 use std::fmt;
 use std::ops::ControlFlow;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use llama_rs::{Backend, Context, LoadMode, Model, ModelParams, Prefetch, SliceProvider};
+use llama_rs::{
+    Backend, Context, ContextParams, LoadMode, LoraAdapter, Model, ModelParams, Prefetch,
+    SliceProvider,
+};
 
 use crate::Budget;
 use crate::counters::CountersSnapshot;
-use crate::engine::{EngineError, EngineReport, ModelFiles, Preference, open_engine};
+use crate::engine::{
+    EngineError, EngineReport, Faults, ModelFiles, Preference, ReadError, open_engine,
+    open_faulty_engine,
+};
+use crate::pinned::Pinned;
 use crate::plan::{Demand, MemoryPlan, Pages, PlanError};
 use crate::policy::PolicyName;
-use crate::pool::Pool;
+use crate::pool::{Census, Pool};
 use crate::provider::{Ahead, Provider};
-use crate::slices::{Slices, TooManySlices};
+use crate::slices::{DenseTensor, Slices, TooManySlices};
 use crate::weights::WeightMemory;
 
 /// Why a model cannot be paged.
@@ -32,20 +39,9 @@ pub enum PagerError {
     /// llama.cpp, or the model.
     #[error(transparent)]
     Llama(#[from] llama_rs::Error),
-    /// The model's dense weights do not fit into the budget, and streaming them is not there yet.
-    #[error(
-        "a budget of {} MiB is too small: the weights that every token reads take {} MiB and are kept in memory as a whole; the \
-         smallest budget that works is about {} MiB (--budget)",
-        .budget_bytes >> 20, .dense_bytes >> 20, .needed_bytes >> 20
-    )]
-    Dense {
-        /// The budget.
-        budget_bytes: u64,
-        /// Dense weights.
-        dense_bytes: u64,
-        /// What they and everything else take.
-        needed_bytes: u64,
-    },
+    /// A read of weights that stay in memory failed.
+    #[error(transparent)]
+    Read(#[from] Box<ReadError>),
     /// The system has no memory, or does not say how much there is.
     #[error("{what}: {source}")]
     System {
@@ -70,20 +66,45 @@ pub struct PagerOptions {
     /// Memory of the process that is not for this model and counts in the budget. `None`: the anonymous memory that it has
     /// when the model is loaded.
     pub process_bytes: Option<u64>,
+    /// Whether dense matrices are read when a context is attached, so that its plan decides how many of them stay in memory.
+    /// So it is in any case for a model without experts, and where the dense weights are larger than the budget.
+    pub dense_on_demand: bool,
 }
 
-/// A model whose dense weights are in memory and whose experts are read into slots.
+impl PagerOptions {
+    /// This budget, and the default of everything else.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use pager::PagerOptions;
+    ///
+    /// let options = PagerOptions::with_budget("7GiB".parse()?);
+    /// let with_lru = PagerOptions { policy: "lru".parse()?, ..options };
+    /// assert_eq!(with_lru.budget.to_string(), "7516192768");
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn with_budget(budget: Budget) -> PagerOptions {
+        PagerOptions {
+            budget,
+            ..PagerOptions::default()
+        }
+    }
+}
+
+/// A model whose dense weights are in memory and whose experts are read into slots. Of a model without experts, or one whose
+/// dense weights are larger than the budget, as many matrices are in memory as fit, and the others are read for each token.
 ///
 /// ```no_run
-/// use llama_rs::{Backend, Context, ContextParams, ModelParams};
-/// use pager::{Budget, PagedModel, PagerOptions};
+/// use llama_rs::{Backend, ContextParams, ModelParams};
+/// use pager::{PagedModel, PagerOptions};
 ///
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// let options = PagerOptions { budget: "7GiB".parse()?, ..PagerOptions::default() };
+/// let options = PagerOptions::with_budget("7GiB".parse()?);
 /// let paged = PagedModel::load(&Backend::init(), "model.gguf", &ModelParams::default(), options)?;
-/// let mut context = Context::new(paged.model(), &ContextParams::default())?;
-/// let pager = paged.attach(&mut context)?;
+/// let (mut context, pager) = paged.context(&ContextParams::default())?;
 /// println!("{}", pager.plan());
+/// # let _ = &mut context;
 /// # Ok(())
 /// # }
 /// ```
@@ -96,10 +117,13 @@ pub struct PagedModel {
     budget_bytes: u64,
     /// What of the budget is not for the model.
     process_bytes: u64,
+    /// Dense matrices that stay in memory, as the last plan has it.
+    pinned: Mutex<Option<Arc<Pinned>>>,
 }
 
 impl PagedModel {
-    /// Reads the dense weights of the model at `path`. Weights are not repacked, and what `params` says of prefetch and load
+    /// Reads the dense weights of the model at `path`; their matrices not before [`attach`](PagedModel::attach) if they may have
+    /// to be streamed, as in every model without experts. Weights are not repacked, and what `params` says of prefetch and load
     /// mode does not count.
     ///
     /// # Errors
@@ -134,7 +158,7 @@ impl PagedModel {
     ) -> Result<PagedModel, PagerError> {
         let path = path.as_ref();
         let tables = gguf::ModelFiles::open(path).map_err(llama_rs::Error::from)?;
-        let slices = Slices::new(&tables)?;
+        let mut slices = Slices::new(&tables)?;
         let system = |what| move |source| PagerError::System { what, source };
         let budget_bytes = options
             .budget
@@ -144,13 +168,8 @@ impl PagedModel {
             Some(bytes) => bytes,
             None => anonymous_bytes().map_err(system("/proc/self/status"))?,
         };
-        let needed_bytes = process_bytes + slices.dense_bytes();
-        if needed_bytes > budget_bytes {
-            return Err(PagerError::Dense {
-                budget_bytes,
-                dense_bytes: slices.dense_bytes(),
-                needed_bytes,
-            });
+        if options.dense_on_demand || process_bytes + slices.dense_bytes() > budget_bytes {
+            slices = slices.with_dense_on_demand();
         }
         let files = Arc::new(ModelFiles::open(
             tables.parts.iter().map(|part| part.path()),
@@ -172,6 +191,7 @@ impl PagedModel {
             options,
             budget_bytes,
             process_bytes,
+            pinned: Mutex::new(None),
         })
     }
 
@@ -180,13 +200,72 @@ impl PagedModel {
         &self.model
     }
 
-    /// Gives what is left of the budget to slots, and lets the context read its experts there. One context at a time: each one
+    /// Loads an adapter, for [`Context::set_lora`]. It is in memory as a whole, and the budget pays for it.
+    ///
+    /// # Errors
+    ///
+    /// As [`LoraAdapter::load`], and [`PagerError::System`] if the size of the file cannot be told.
+    pub fn load_adapter(&mut self, path: impl AsRef<Path>) -> Result<LoraAdapter, PagerError> {
+        let path = path.as_ref();
+        let adapter = LoraAdapter::load(&mut self.model, path)?;
+        let metadata = std::fs::metadata(path).map_err(|source| PagerError::System {
+            what: "the size of the adapter",
+            source,
+        })?;
+        self.process_bytes += metadata.len();
+        Ok(adapter)
+    }
+
+    /// A new context that reads its experts within the budget: [`Context::new`] and [`attach`](PagedModel::attach).
+    ///
+    /// # Errors
+    ///
+    /// As of these.
+    pub fn context(&self, params: &ContextParams) -> Result<(Context<'_>, Pager), PagerError> {
+        let mut context = Context::new(&self.model, params)?;
+        let pager = self.attach(&mut context)?;
+        Ok((context, pager))
+    }
+
+    /// Gives what is left of the budget to slots, and lets the context read its experts there. Reads the dense matrices that
+    /// stay in memory, if that was left to the plan, and begins to read ahead those that do not. One context at a time: each one
     /// that is attached plans as if it were alone.
     ///
     /// # Errors
     ///
-    /// [`PagerError::Plan`] when too little is left; it names the smallest budget that works.
+    /// [`PagerError::Plan`] when too little is left; it names the smallest budget that works. [`PagerError::Read`] if weights
+    /// cannot be read.
     pub fn attach(&self, context: &mut Context<'_>) -> Result<Pager, PagerError> {
+        self.attach_with(context, self.options, self.budget_bytes, None)
+    }
+
+    /// As [`attach`](PagedModel::attach), with other options than those of loading, and faults between the device and everything
+    /// that has to stand them: for tests.
+    ///
+    /// # Errors
+    ///
+    /// As [`attach`](PagedModel::attach).
+    pub fn attach_faulty(
+        &self,
+        context: &mut Context<'_>,
+        options: PagerOptions,
+        faults: Faults,
+    ) -> Result<Pager, PagerError> {
+        let budget = options.budget.resolve(self.model.files().total_bytes());
+        let budget_bytes = budget.map_err(|source| PagerError::System {
+            what: "it cannot be told how much memory is free",
+            source,
+        })?;
+        self.attach_with(context, options, budget_bytes, Some(faults))
+    }
+
+    fn attach_with(
+        &self,
+        context: &mut Context<'_>,
+        options: PagerOptions,
+        budget_bytes: u64,
+        faults: Option<Faults>,
+    ) -> Result<Pager, PagerError> {
         let buffers = context.memory_breakdown()?;
         let n_vocab = u64::from(self.model.vocab().n_tokens());
         let demand = Demand {
@@ -198,34 +277,79 @@ impl PagedModel {
             staging_bytes: 0,
             n_ubatch: context.n_ubatch(),
         };
-        let plan = MemoryPlan::new(&self.slices, self.budget_bytes, &demand, Pages::default())?;
+        let plan = MemoryPlan::new(&self.slices, budget_bytes, &demand, Pages::default())?;
         let pool_slices = plan.pool_slices(&self.slices);
-        let policy = self.options.policy.build(&pool_slices);
+        let policy = options.policy.build(&pool_slices);
         let pool = Pool::new(pool_slices, &plan.class_slots(), policy);
         // Registering would allocate all slots at once, for little: docs/pager.md.
-        let reads = Preference {
+        let mut reads = Preference {
             register: false,
-            ..self.options.reads
+            ..options.reads
         };
-        let (engine, report) = open_engine(Arc::clone(&self.files), None, reads)?;
+        if self.slices.is_empty() {
+            // All reads are ahead, and all are needed.
+            reads.prefetch_depth = reads.depth;
+            reads.in_flight_bytes = u32::MAX;
+        }
+        let pinned = self.pin(&plan, reads)?;
+        let files = Arc::clone(&self.files);
+        let (engine, report) = match faults {
+            None => open_engine(files, None, reads)?,
+            Some(faults) => open_faulty_engine(files, None, reads, faults)?,
+        };
         let lazy = self
             .model
             .weights()
             .into_iter()
             .filter(|weight| weight.is_lazy);
         let keys = lazy.map(|weight| (weight.name, weight.key));
-        let ahead = (self.options.lookahead).map(|min| Ahead::new(&self.slices, min));
-        let provider = Provider::new(self.slices.clone(), &plan, pool, engine, ahead, keys);
+        let ahead = (options.lookahead).map(|min| Ahead::new(&self.slices, min));
+        let provider = Provider::new(
+            self.slices.clone(),
+            &plan,
+            pool,
+            pinned,
+            engine,
+            ahead,
+            keys,
+        );
         let provider = Arc::new(provider.map_err(|source| PagerError::System {
             what: "no memory for slots",
             source,
         })?);
         context.set_slice_provider(Arc::clone(&provider))?;
+        provider.start_streaming();
         Ok(Pager {
             provider,
             plan,
             report,
         })
+    }
+
+    /// The matrices that the plan keeps in memory; reads them, unless that was done for an earlier plan.
+    fn pin(&self, plan: &MemoryPlan, reads: Preference) -> Result<Option<Arc<Pinned>>, PagerError> {
+        let is_streamed = |index: &usize| match &plan.dense_stream {
+            Some(stream) => stream.streamed.contains(index),
+            None => false,
+        };
+        let stay = self
+            .slices
+            .on_demand()
+            .filter(|(index, _)| !is_streamed(index));
+        let stay: Vec<(usize, &DenseTensor)> = stay.collect();
+        let mut pinned = self.pinned.lock().unwrap_or_else(PoisonError::into_inner);
+        if stay.is_empty() {
+            *pinned = None;
+            return Ok(None);
+        }
+        if let Some(known) = pinned.as_ref().filter(|known| known.holds(&stay)) {
+            return Ok(Some(Arc::clone(known)));
+        }
+        // Both would not fit.
+        *pinned = None;
+        let (engine, _) = open_engine(Arc::clone(&self.files), None, reads)?;
+        let read = Arc::new(Pinned::read(&self.files, &stay, engine)?);
+        Ok(Some(Arc::clone(pinned.insert(read))))
     }
 }
 
@@ -263,6 +387,12 @@ impl Pager {
     /// What the engine has done so far.
     pub fn read_counters(&self) -> crate::engine::Counters {
         self.provider.engine_counters()
+    }
+
+    /// Where the slots are, when the reads under way have ended. After a decode that went well nothing is pinned; one that
+    /// failed leaves pins, which the next one takes away.
+    pub fn census(&self) -> Census {
+        self.provider.census()
     }
 
     /// Why the last decode failed, if nobody has asked yet.

@@ -54,6 +54,18 @@ impl Region {
         })
     }
 
+    /// Memory for `size_bytes`, readable and writable, on huge pages where the kernel has some.
+    ///
+    /// # Errors
+    ///
+    /// From `mmap(2)` and `mprotect(2)`.
+    pub(crate) fn opened(size_bytes: usize) -> io::Result<Region> {
+        let region = Region::reserve(size_bytes)?;
+        region.open(0..size_bytes)?;
+        region.advise_huge(0..size_bytes);
+        Ok(region)
+    }
+
     /// The first byte.
     pub(crate) fn start(&self) -> NonNull<u8> {
         self.start

@@ -102,6 +102,18 @@ pub struct DenseTensor {
     pub size_bytes: u64,
     /// The layer, of tensors that belong to one.
     pub layer: Option<u32>,
+    /// Whether it is a matrix that can be read for each token: of some size, and no embedding, of which a token looks
+    /// up a row.
+    pub is_streamable: bool,
+    /// In which order the tensors of a layer are used, as far as their names tell.
+    pub order: u32,
+}
+
+impl DenseTensor {
+    /// The pages that hold the tensor, as a range of offsets in the file.
+    pub fn pages(&self, page_bytes: u64) -> Range<u64> {
+        round_out(self.offset, self.size_bytes, page_bytes)
+    }
 }
 
 /// The embedding of a model whose output has its own tensor: a token needs one row of it.
@@ -182,6 +194,7 @@ pub struct Slices {
     by_tensor: Vec<u32>,
     by_name: HashMap<String, usize>,
     n_experts_used: u32,
+    is_dense_on_demand: bool,
 }
 
 const DENSE: u32 = u32::MAX;
@@ -244,6 +257,8 @@ impl Slices {
                 offset: tensor.offset,
                 size_bytes: tensor.size_bytes,
                 layer: layer_of(&tensor.name),
+                is_streamable: is_streamable(tensor),
+                order: order_of(&tensor.name),
             });
         }
         sparse.sort_by_key(|(stack, _)| (stack.layer, stack.chunked, stack.projection));
@@ -275,7 +290,29 @@ impl Slices {
             by_name,
             n_experts_used: n_experts_used
                 .map_or(n_experts, |used| used.clamp(1, n_experts.max(1))),
+            is_dense_on_demand: next == 0,
         })
+    }
+
+    /// Whether dense matrices are read on demand: a plan decides which of them stay in memory and which are streamed. So it is
+    /// with models that have no experts. With others all dense tensors are in memory.
+    pub fn is_dense_on_demand(&self) -> bool {
+        self.is_dense_on_demand
+    }
+
+    /// The dense tensors that are read on demand, with their index among the dense ones.
+    pub fn on_demand(&self) -> impl Iterator<Item = (usize, &DenseTensor)> {
+        let tensors = self.dense.iter().enumerate();
+        tensors.filter(|(_, tensor)| self.is_dense_on_demand && tensor.is_streamable)
+    }
+
+    /// The same model with its dense matrices on demand.
+    #[must_use]
+    pub fn with_dense_on_demand(self) -> Slices {
+        Slices {
+            is_dense_on_demand: true,
+            ..self
+        }
     }
 
     /// How many slices there are; their numbers go from 0 up.
@@ -392,35 +429,42 @@ impl Slices {
     /// What is read while loading: the dense tensors, rounded out to pages, where those that touch are one range. Ordered by
     /// file and offset.
     pub fn dense_ranges(&self, page_bytes: u64) -> Vec<DenseRange> {
-        let mut ranges: Vec<(usize, Range<u64>)> = self
-            .dense
-            .iter()
-            .map(|tensor| {
-                (
-                    tensor.part,
-                    round_out(tensor.offset, tensor.size_bytes, page_bytes),
-                )
-            })
-            .collect();
-        ranges.sort_by_key(|(part, range)| (*part, range.start));
-        let mut merged: Vec<(usize, Range<u64>)> = Vec::new();
-        for (part, range) in ranges {
-            match merged.last_mut() {
-                Some((last_part, last)) if *last_part == part && range.start <= last.end => {
-                    last.end = last.end.max(range.end);
-                }
-                _ => merged.push((part, range)),
-            }
-        }
-        merged
-            .into_iter()
-            .map(|(part, range)| DenseRange {
-                part,
-                offset: range.start,
-                size_bytes: range.end - range.start,
-            })
-            .collect()
+        merged_ranges(self.dense.iter(), page_bytes)
     }
+
+    /// The same of those that are no matrices to stream.
+    pub fn fixed_ranges(&self, page_bytes: u64) -> Vec<DenseRange> {
+        let fixed = self.dense.iter().filter(|tensor| !tensor.is_streamable);
+        merged_ranges(fixed, page_bytes)
+    }
+}
+
+/// The pages of some tensors, where those that touch are one range. Ordered by file and offset.
+pub(crate) fn merged_ranges<'a>(
+    tensors: impl Iterator<Item = &'a DenseTensor>,
+    page_bytes: u64,
+) -> Vec<DenseRange> {
+    let mut ranges: Vec<(usize, Range<u64>)> = tensors
+        .map(|tensor| (tensor.part, tensor.pages(page_bytes)))
+        .collect();
+    ranges.sort_by_key(|(part, range)| (*part, range.start));
+    let mut merged: Vec<(usize, Range<u64>)> = Vec::new();
+    for (part, range) in ranges {
+        match merged.last_mut() {
+            Some((last_part, last)) if *last_part == part && range.start <= last.end => {
+                last.end = last.end.max(range.end);
+            }
+            _ => merged.push((part, range)),
+        }
+    }
+    merged
+        .into_iter()
+        .map(|(part, range)| DenseRange {
+            part,
+            offset: range.start,
+            size_bytes: range.end - range.start,
+        })
+        .collect()
 }
 
 fn round_out(offset: u64, size_bytes: u64, page_bytes: u64) -> Range<u64> {
@@ -431,6 +475,34 @@ fn round_out(offset: u64, size_bytes: u64, page_bytes: u64) -> Range<u64> {
 /// The layer of a tensor called `blk.N.something`.
 fn layer_of(name: &str) -> Option<u32> {
     name.strip_prefix("blk.")?.split_once('.')?.0.parse().ok()
+}
+
+/// Matrices of this size and more are streamed one by one: one read has fewer than 2^32 bytes.
+const STREAMED_MAX_BYTES: u64 = 1 << 31;
+
+fn is_streamable(tensor: &TensorInfo) -> bool {
+    let is_matrix = tensor.dims.iter().filter(|&&dim| dim > 1).count() > 1;
+    is_matrix && tensor.name != "token_embd.weight" && tensor.size_bytes < STREAMED_MAX_BYTES
+}
+
+/// What llama.cpp's graphs use one after the other in a layer; others come in between, in the order of the file.
+const ORDER: [(&str, u32); 8] = [
+    ("attn_q", 1),
+    ("attn_k", 2),
+    ("attn_v", 3),
+    ("attn_output", 5),
+    ("ffn_gate", 6),
+    ("ffn_up", 7),
+    ("ffn_down", 8),
+    ("output", 9),
+];
+
+/// A guess of the order; what is used is learned from the first token.
+fn order_of(name: &str) -> u32 {
+    let kind = name.strip_suffix(".weight").unwrap_or(name);
+    let kind = kind.rsplit('.').next().unwrap_or(kind);
+    let known = ORDER.iter().find(|(suffix, _)| *suffix == kind);
+    known.map_or(4, |(_, order)| *order)
 }
 
 /// A stack of experts, without what only the whole model knows.

@@ -1,6 +1,6 @@
-//! The memory in which a model's files are read: dense tensors, filled while the model is loaded.
+//! The memory in which a model's files are read: dense tensors that are not read on demand, filled while the model is loaded.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::ops::Range;
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -27,6 +27,8 @@ pub(crate) struct WeightMemory {
     files: Arc<ModelFiles>,
     preference: Preference,
     ranges: Vec<DenseRange>,
+    /// Part and begin of the dense tensors that are read on demand.
+    lazy: HashSet<(usize, u64)>,
     /// Part and bytes of an embedding that is in memory as a whole. llama.cpp reads it on demand and so never asks to load it.
     embedding: Option<(usize, Range<u64>)>,
     regions: Vec<Option<Region>>,
@@ -50,7 +52,14 @@ impl WeightMemory {
             regions: files.files().iter().map(|_| None).collect(),
             files,
             preference,
-            ranges: slices.dense_ranges(PAGE_BYTES),
+            ranges: match slices.is_dense_on_demand() {
+                true => slices.fixed_ranges(PAGE_BYTES),
+                false => slices.dense_ranges(PAGE_BYTES),
+            },
+            lazy: slices
+                .on_demand()
+                .map(|(_, tensor)| (tensor.part, tensor.offset))
+                .collect(),
             embedding: slices.tensor("token_embd.weight").and_then(|index| {
                 let mut dense = slices.dense_tensors().iter();
                 let tensor = dense.find(|tensor| tensor.tensor == index)?;
@@ -206,6 +215,10 @@ unsafe impl ModelMemory for WeightMemory {
             self.start(file, pages)?;
         }
         self.finish(file, &range)
+    }
+
+    fn is_lazy(&mut self, file: usize, range: Range<usize>) -> bool {
+        self.lazy.contains(&(file, range.start as u64))
     }
 
     fn unmap(&mut self, file: usize) {

@@ -1,9 +1,11 @@
 //! What an engine does where the machine forbids the better way. Limits are set in this process, so it is one of its own.
 
+mod child;
 mod files;
 
 use std::sync::Arc;
 
+use child::{forbid_io_uring, give_up_capabilities};
 use files::{Memory, engines, finish, folder, read, write_file};
 use pager::engine::{
     EngineChoice, EngineError, EngineKind, EngineReport, ModelFiles, Preference, open_engine,
@@ -25,39 +27,6 @@ fn report_and_read(preference: Preference) -> EngineReport {
     assert!(finish(&mut *engine)[0].result.is_ok());
     memory.assert_holds(0, &whole, SIZE as u64);
     report
-}
-
-/// Makes `io_uring_setup(2)` fail with `EPERM` in this thread and those that it starts.
-fn forbid_io_uring() {
-    let load_number = libc::BPF_LD | libc::BPF_W | libc::BPF_ABS;
-    let jump_if_equal = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
-    let answer = libc::BPF_RET | libc::BPF_K;
-    let line = |code: u32, jt: u8, jf: u8, k: u32| libc::sock_filter {
-        code: code as u16,
-        jt,
-        jf,
-        k,
-    };
-    let mut program = [
-        line(load_number, 0, 0, 0),
-        line(jump_if_equal, 0, 1, libc::SYS_io_uring_setup as u32),
-        line(answer, 0, 0, libc::SECCOMP_RET_ERRNO | libc::EPERM as u32),
-        line(answer, 0, 0, libc::SECCOMP_RET_ALLOW),
-    ];
-    let program = libc::sock_fprog {
-        len: program.len() as u16,
-        filter: program.as_mut_ptr(),
-    };
-    // SAFETY: seccomp(2) copies the program, which lives until it returns.
-    let refused = unsafe {
-        libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0
-            || libc::prctl(
-                libc::PR_SET_SECCOMP,
-                libc::SECCOMP_MODE_FILTER,
-                &raw const program,
-            ) != 0
-    };
-    assert!(!refused, "{}", std::io::Error::last_os_error());
 }
 
 #[test]
@@ -98,15 +67,7 @@ fn where_memory_cannot_be_locked_buffers_are_not_registered() {
     setrlimit(Resource::Memlock, limit).unwrap();
     let test = || {
         // Whoever may lock memory has no limit; this thread gives that up.
-        rustix::thread::set_capabilities(
-            None,
-            rustix::thread::CapabilitySets {
-                effective: rustix::thread::CapabilitySet::empty(),
-                permitted: rustix::thread::CapabilitySet::empty(),
-                inheritable: rustix::thread::CapabilitySet::empty(),
-            },
-        )
-        .unwrap();
+        give_up_capabilities();
         let report = report_and_read(Preference::default());
         assert_eq!(report.registered_bytes, 0);
         let text = report.to_string();

@@ -96,7 +96,7 @@ pub use extents::{Extent, ExtentFlags, extents, extents_of};
 pub use header::{Header, OnFull, State, VERSION_MAJOR, VERSION_MINOR};
 pub use join::{Cause, Join};
 #[cfg(all(feature = "record", not(loom)))]
-pub use kernel::{KernelCounts, KernelError, KernelOptions};
+pub use kernel::{KernelCounts, KernelError, KernelOptions, page_cache_bytes};
 pub use marks::{BlockRead, Fault, FaultsElsewhere, KernelMark, MARK_PAGE_BYTES, Resident};
 pub use model::{SliceKind, tables};
 pub use places::{Places, bytes_of};

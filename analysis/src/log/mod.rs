@@ -21,6 +21,7 @@ pub use glob::Pattern;
 pub use info::{Info, InfoFormat};
 pub use rows::{Access, Entry};
 pub use tokens::Token;
+pub(crate) use tokens::Tracker;
 pub use weights::{Bytes, FilePlace, Weight, Weights};
 
 /// A log that can be read, perhaps not in full.
@@ -91,11 +92,12 @@ impl Log {
         (!parts.is_empty()).then(|| format!("{}: {}", self.path.display(), parts.join("; ")))
     }
 
-    fn check_model(&self, model: &Path) -> Result<()> {
+    /// The map of `model`, if the log was recorded with it.
+    pub(crate) fn check_model(&self, model: &Path) -> Result<ModelMap> {
         let map = ModelMap::open(model)?;
         let digest = map.tables().digest();
         if digest == self.reader.header().model_digest {
-            return Ok(());
+            return Ok(map);
         }
         let (ours, theirs) = (self.reader.tables(), map.tables());
         let pairs = || ours.tensors.iter().zip(&theirs.tensors);

@@ -27,6 +27,7 @@ pub use policy::{
 pub use pool::{Cache, Capacity, Counts, Outcome, Sharing};
 pub use report::{Report, Row, Size};
 pub use usage::Usage;
+pub(crate) use usage::{gini_of, top_quarter_of};
 pub use workload::{Group, SliceInfo, Window, Workload};
 
 /// Plays a workload through a cache under one of the policies that have a name.

@@ -45,8 +45,8 @@ impl Usage {
     }
 }
 
-/// Of ascending counts.
-fn gini_of(counts: &[u64]) -> f64 {
+/// Gini coefficient of ascending counts; 0 without any use.
+pub(crate) fn gini_of(counts: &[u64]) -> f64 {
     let total: u64 = counts.iter().sum();
     let n = counts.len() as f64;
     let weighted: f64 = counts
@@ -60,8 +60,8 @@ fn gini_of(counts: &[u64]) -> f64 {
     weighted / (n * total as f64)
 }
 
-/// Of ascending counts.
-fn top_quarter_of(counts: &[u64]) -> f64 {
+/// Share of the uses that the largest quarter of ascending counts has; 0 without any use.
+pub(crate) fn top_quarter_of(counts: &[u64]) -> f64 {
     let total: u64 = counts.iter().sum();
     let n_top = counts.len().div_ceil(4);
     let top: u64 = counts[counts.len() - n_top..].iter().sum();

@@ -136,6 +136,28 @@ impl Workload {
         })
     }
 
+    /// A workload of its parts: slices and layers as [`Workload::slices`] and [`Workload::layers`] have them, indices of
+    /// slices in the order of use, where the groups and tokens end, and the first token of each sequence but the first.
+    pub(crate) fn assemble(
+        slices: Vec<SliceInfo>,
+        layers: Vec<u32>,
+        accesses: Vec<u32>,
+        groups: Vec<Group>,
+        token_ends: Vec<u32>,
+        sequence_begins: Vec<usize>,
+    ) -> Workload {
+        Workload {
+            slices,
+            layers,
+            accesses,
+            groups,
+            token_ends,
+            sequence_begins,
+            n_warmup: 0,
+            has_sizes: true,
+        }
+    }
+
     /// The same uses of slices that have these sizes, one for each of [`Workload::layers`].
     ///
     /// # Panics
@@ -199,7 +221,7 @@ impl Workload {
     }
 
     /// The groups of each token, with where their accesses begin.
-    pub(super) fn tokens(&self) -> impl ExactSizeIterator<Item = (usize, &[Group])> {
+    pub(crate) fn tokens(&self) -> impl ExactSizeIterator<Item = (usize, &[Group])> {
         let mut first_group = 0;
         self.token_ends.iter().map(move |&end| {
             let begin = match first_group {

@@ -90,6 +90,15 @@ pub fn generate(
     generate::write(shape.plan(), path, seed, threads, progress)
 }
 
+/// Writes a model without weights as `path`: metadata and tensor table, and holes that read as zeros where the tensors are. It
+/// takes no more disk than its header, and as much memory as a full one.
+///
+/// # Errors
+/// [`Error::Gguf`] if the file cannot be written.
+pub fn generate_hollow(shape: &Shape, path: &Path) -> Result<(), Error> {
+    Ok(shape.plan().layout.clone().write_hollow(path)?)
+}
+
 /// The demo model in `cache_dir`: generated if it is not there yet, or if the file there is not the
 /// whole of it.
 ///

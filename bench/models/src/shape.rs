@@ -56,16 +56,23 @@ impl ExpertType {
     }
 }
 
+/// Tokens of `tiny-gpt-oss-wide`.
+const WIDE_VOCABULARY: u64 = 70_000;
+
 /// Names that stand for one shape each.
-const NAMES: [&str; 12] = [
+const NAMES: [&str; 16] = [
     "demo",
     "gpt-oss-20b",
     "qwen3-30b-a3b",
     "deepseek-v2-lite",
+    "deepseek-v2-lite-mha",
     "llama-dense",
+    "llama-2-7b",
+    "llama-3b",
     "tiny-gpt-oss",
     "tiny-qwen3moe",
     "tiny-deepseek2",
+    "tiny-deepseek2-mha",
     "tiny-llama",
     "tiny-llama-untied",
     "tiny-llama-no-vocab",
@@ -76,7 +83,8 @@ impl Shape {
     /// The shape of this name; [`Shape::names`] lists them.
     ///
     /// The tiny mixtures of experts also exist with other types of experts: `tiny-gpt-oss-q8_0`,
-    /// `tiny-qwen3moe-mxfp4` and so on, with the names of [`ExpertType`].
+    /// `tiny-qwen3moe-mxfp4` and so on, with the names of [`ExpertType`]. `tiny-gpt-oss-wide` has an embedding of 34 MiB, which the
+    /// pager reads by rows.
     ///
     /// # Errors
     /// [`Error::UnknownShape`].
@@ -95,7 +103,14 @@ impl Shape {
             ("gpt-oss-20b", None) => gpt_oss::GPT_OSS_20B.plan()?,
             ("qwen3-30b-a3b", None) => qwen3moe::QWEN3_30B_A3B.plan()?,
             ("deepseek-v2-lite", None) => deepseek2::V2_LITE.plan()?,
+            ("deepseek-v2-lite-mha", None) => DeepSeek2 {
+                latent: false,
+                ..deepseek2::V2_LITE
+            }
+            .plan()?,
+            ("llama-2-7b", None) => llama::LLAMA_2_7B.plan()?,
             ("llama-dense", None) => llama::DENSE_8B.plan()?,
+            ("llama-3b", None) => llama::DENSE_3B.plan()?,
             ("tiny-gpt-oss", _) => {
                 let tiny = gpt_oss::TINY;
                 GptOss {
@@ -104,15 +119,26 @@ impl Shape {
                 }
                 .plan()?
             }
+            ("tiny-gpt-oss-wide", None) => GptOss {
+                vocab: WIDE_VOCABULARY,
+                ..gpt_oss::TINY
+            }
+            .plan()?,
             ("tiny-qwen3moe", _) => {
                 let tiny = qwen3moe::TINY;
                 let types = experts.map_or(tiny.types, qwen3moe::Types::Experts);
                 Qwen3Moe { types, ..tiny }.plan()?
             }
-            ("tiny-deepseek2", _) => {
+            ("tiny-deepseek2" | "tiny-deepseek2-mha", _) => {
                 let tiny = deepseek2::TINY;
                 let types = experts.map_or(tiny.types, deepseek2::Types::Experts);
-                DeepSeek2 { types, ..tiny }.plan()?
+                let latent = base == "tiny-deepseek2";
+                DeepSeek2 {
+                    types,
+                    latent,
+                    ..tiny
+                }
+                .plan()?
             }
             ("tiny-llama", _) => {
                 let tiny = llama::TINY;
@@ -156,7 +182,7 @@ impl Shape {
         })
     }
 
-    /// The names of all shapes, without those that differ only in the type of their weights.
+    /// The names of all shapes, without those that differ only in the type of their weights or the size of their vocabulary.
     pub fn names() -> &'static [&'static str] {
         &NAMES
     }

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use gguf::{GgmlType, Gguf, ModelFiles, Value, is_expert_name};
-use model_shapes::{ExpertType, Shape, generate};
+use model_shapes::{ExpertType, Shape, generate, generate_hollow};
 use sha2::{Digest, Sha256};
 
 /// A folder in memory where there is one: finished files are synced, and a busy disk takes its
@@ -117,6 +117,22 @@ fn no_two_experts_are_the_same() {
 }
 
 #[test]
+fn a_hollow_file_has_the_header_and_the_size_of_a_full_one() {
+    use std::os::unix::fs::MetadataExt;
+
+    let folder = temporary();
+    let shape = Shape::by_name("llama-2-7b").unwrap();
+    let path = folder.path().join("hollow.gguf");
+    generate_hollow(&shape, &path).unwrap();
+    let file = Gguf::open(&path).unwrap();
+    assert_eq!(file.file_size(), shape.total_bytes());
+    assert!(file.is_packed());
+    assert_eq!(file.tensors().len(), shape.tensors().len());
+    let on_disk = fs::metadata(&path).unwrap().blocks() * 512;
+    assert!(on_disk < 16 << 20, "{on_disk}");
+}
+
+#[test]
 fn progress_is_told_to_the_end() {
     let folder = temporary();
     let shape = Shape::by_name("tiny-llama").unwrap();
@@ -138,7 +154,10 @@ fn real_shapes_have_real_sizes() {
     assert!((13.7..13.9).contains(&size("gpt-oss-20b")));
     assert!((18.5..18.6).contains(&size("qwen3-30b-a3b")));
     assert!((10.0..10.7).contains(&size("deepseek-v2-lite")));
+    assert!((10.0..10.7).contains(&size("deepseek-v2-lite-mha")));
     assert!((4.8..5.0).contains(&size("llama-dense")));
+    assert!((4.0..4.15).contains(&size("llama-2-7b")));
+    assert!((3.4..3.5).contains(&size("llama-3b")));
     assert!((1.45..1.55).contains(&size("demo")));
 
     let demo = Shape::by_name("demo").unwrap();

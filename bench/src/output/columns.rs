@@ -6,8 +6,9 @@
 
 use serde_json::{Value, json};
 
+use super::against;
 use crate::protocol::BuildFacts;
-use crate::record::Figures;
+use crate::record::{Figures, RunRecord};
 use crate::results::{Report, Test, test_ns};
 use crate::spec::{CacheState, Engine, LoadMode};
 use crate::stats::{self, Summary};
@@ -22,6 +23,7 @@ pub(crate) fn columns(report: &Report, index: usize, test: Test) -> Vec<Column> 
     columns.extend(own(report, index));
     columns.extend(intervals(report, index, test));
     columns.extend(place(report, index));
+    columns.extend(counted(report, index));
     columns
 }
 
@@ -36,7 +38,7 @@ fn upstream(report: &Report, index: usize, test: Test) -> Vec<Column> {
     let build = facts.map(|(_, build)| build);
     let (n_prompt, n_gen, n_depth) = match test {
         Test::Prompt => (setup.n_prompt, 0, 0),
-        Test::Decode => (0, setup.n_gen, setup.n_prompt),
+        Test::Decode => (0, setup.n_gen, report.depth()),
     };
     // The row's own build, where it was measured: stock llama.cpp has no patches.
     let own_build = report.rows[index]
@@ -318,6 +320,81 @@ fn place(report: &Report, index: usize) -> Vec<Column> {
     ]
 }
 
+/// What was counted for the tokens that count, and ratios to rows under other conditions.
+fn counted(report: &Report, index: usize) -> Vec<Column> {
+    let result = &report.rows[index];
+    let median = |value: &dyn Fn(&RunRecord) -> Option<f64>| {
+        json!(result.summary_of_runs(value).map(|summary| summary.median))
+    };
+    let warmed_up = |run: &RunRecord| run.figures.as_ref().map(|figures| figures.n_warmed_up);
+    let n_warmed_up: Vec<usize> = result.good().filter_map(warmed_up).collect();
+    let pager = result
+        .good()
+        .find_map(|run| run.outcome.as_ref()?.pager.as_ref());
+    let bound_ts = |run: &RunRecord| report.bound_ts(run);
+    let others = report.set_against(index);
+    let ratios: Vec<(String, Summary)> = others
+        .into_iter()
+        .filter_map(|other| {
+            let label = report.rows[other].row.label();
+            Some((label, report.ratio_against(index, other)?))
+        })
+        .collect();
+    let of_ratios = |value: fn(&Summary) -> f64| -> Value {
+        ratios.iter().map(|(_, ratio)| value(ratio)).collect()
+    };
+    vec![
+        ("n_warm_up", json!(report.setup.n_warm_up)),
+        ("n_warmed_up", json!(n_warmed_up)),
+        ("faults_major_per_token", median(&against::faults_per_token)),
+        ("read_bytes_per_token", median(&against::read_per_token)),
+        ("is_reference", json!(result.row.is_reference)),
+        (
+            "against",
+            ratios.iter().map(|(label, _)| label.as_str()).collect(),
+        ),
+        ("against_ratio", of_ratios(|ratio| ratio.median)),
+        ("against_ratio_lo", of_ratios(|ratio| ratio.lo)),
+        ("against_ratio_hi", of_ratios(|ratio| ratio.hi)),
+        ("bound_ts", median(&bound_ts)),
+        (
+            "share_of_bound",
+            json!(report.share_of_bound(index).map(|share| share.median)),
+        ),
+        (
+            "bound_slot_bytes",
+            median(&|run| Some(run.bound?.slot_bytes? as f64)),
+        ),
+        ("pager_policy", json!(pager.map(|facts| &facts.policy))),
+        ("pager_reads", json!(pager.map(|facts| &facts.reads))),
+        ("pager_slots", median(&against::n_slots)),
+        ("pager_slices", median(&against::n_slices)),
+        ("pager_slot_bytes", median(&against::slot_bytes)),
+        ("pager_hit_percent", median(&against::hit_percent)),
+        (
+            "pager_miss_bytes_per_token",
+            median(&against::per_token(|counted| counted.miss_bytes)),
+        ),
+        (
+            "pager_predicted_miss_bytes_per_token",
+            median(&against::predicted_per_token),
+        ),
+        (
+            "pager_prediction_error_percent",
+            median(&against::prediction_error_percent),
+        ),
+        ("pager_delivered_ratio", median(&against::delivered_ratio)),
+        (
+            "pager_wasted_bytes_per_token",
+            median(&against::per_token(|counted| counted.wasted_bytes)),
+        ),
+        (
+            "pager_stall_ms_per_token",
+            median(&against::stall_ms(report.setup.n_threads)),
+        ),
+    ]
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -432,6 +509,29 @@ mod tests {
         );
         assert_eq!(value(&prompt, "avg_ts"), &json!(8000.0));
         assert_eq!(value(&prompt, "load_ratio"), &Value::Null);
+    }
+
+    #[test]
+    fn what_counted_and_what_it_is_related_to() {
+        let report = against::tests::paged();
+        let row = columns(&report, 1, Test::Decode);
+        for (name, expected) in [
+            ("pager_slots", json!(7.0)),
+            ("pager_hit_percent", json!(75.0)),
+            ("pager_miss_bytes_per_token", json!(101.0)),
+            ("pager_predicted_miss_bytes_per_token", json!(100.0)),
+            ("pager_stall_ms_per_token", json!(0.5)),
+            ("faults_major_per_token", json!(0.5)),
+            ("read_bytes_per_token", json!(200.0)),
+            ("against", json!(["eager cold"])),
+            ("against_ratio", json!([0.5])),
+            ("pager_policy", json!("lru")),
+        ] {
+            assert_eq!(value(&row, name), &expected, "{name}");
+        }
+        let reference = columns(&report, 0, Test::Decode);
+        assert_eq!(value(&reference, "against"), &json!([]));
+        assert_eq!(value(&reference, "pager_slots"), &Value::Null);
     }
 
     #[test]

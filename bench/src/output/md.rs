@@ -1,7 +1,8 @@
 //! Markdown: the set-up, llama-bench's table, and tables of what loading cost in time, memory and device bytes.
 
-use super::table::Table;
+use super::{Table, against};
 use crate::protocol::BuildFacts;
+use crate::record::RunRecord;
 use crate::results::{Report, RowResult, Setup, Test};
 use crate::size::{GIB, MIB, format_bytes};
 use crate::spec::{CacheState, Engine, Row};
@@ -24,6 +25,10 @@ pub(super) fn render(report: &Report) -> String {
 /// Every table of a report with what it is about.
 pub(crate) fn tables(report: &Report) -> Vec<(&'static str, Table)> {
     let mut tables = vec![("Speed", speed(report))];
+    let mut add = |name, table: Option<Table>| tables.extend(table.map(|table| (name, table)));
+    add("Against references", against::references(report));
+    add("Pager", against::pager(report));
+    add("Time of a token", against::time_of_a_token(report));
     if report.setup.n_gen > 0 {
         tables.push(("Single tokens", steps(report)));
     }
@@ -84,6 +89,15 @@ pub(crate) fn header(report: &Report) -> String {
         "repacking (use_extra_bufts): {}",
         distinct(report, |row| on_off(row.repack).to_string())
     ));
+    if setup.n_warm_up > 0 {
+        lines.push(format!(
+            "warm-up: {} tokens after the prompt that do not count",
+            setup.n_warm_up
+        ));
+    }
+    if let Some(reads) = pager_reads(report) {
+        lines.push(format!("pager: {reads}"));
+    }
     if let Some(routing) = &setup.routing {
         let of = routing
             .model
@@ -123,6 +137,13 @@ pub(crate) fn header(report: &Report) -> String {
             .map_or("none".into(), format_bytes))
     ));
     lines.iter().map(|line| format!("- {line}\n")).collect()
+}
+
+/// How the pager read, in its own words.
+fn pager_reads(report: &Report) -> Option<String> {
+    let mut runs = report.rows.iter().flat_map(RowResult::good);
+    let facts = runs.find_map(|run| run.outcome.as_ref()?.pager.as_ref())?;
+    Some(facts.reads.replace('\n', ", "))
 }
 
 /// What was patched: ours always, stock never.
@@ -214,6 +235,7 @@ fn conditions(report: &Report) -> Vec<(&'static str, Vec<String>)> {
                 .to_string()
             }),
         ),
+        ("policy", of(&|row| row.policy.clone().unwrap_or_default())),
         (
             "budget",
             of(&|row| row.budget_bytes.map_or("none".into(), format_bytes)),
@@ -322,6 +344,12 @@ fn steps(report: &Report) -> Table {
     if report.was_cut() {
         names.push("tokens");
     }
+    // Not of samples of an older bench.
+    let mut rows = report.rows.iter();
+    let is_counted = rows.any(|result| result.summary_of_runs(against::faults_per_token).is_some());
+    if is_counted {
+        names.extend(["read / token", "major faults / token"]);
+    }
     by_row(report, &names, |_, result| {
         let steps_ms = result.steps_ms();
         let mut cells: Vec<String> = [0.0, 0.5, 0.99, 1.0]
@@ -337,27 +365,48 @@ fn steps(report: &Report) -> Table {
                 .collect();
             cells.push(decoded.join(", "));
         }
+        if is_counted {
+            let median = |value: fn(&RunRecord) -> Option<f64>| result.summary_of_runs(value);
+            cells.extend([
+                median(against::read_per_token)
+                    .map_or("-".into(), |s| format_bytes(s.median.round() as u64)),
+                median(against::faults_per_token)
+                    .map_or("-".into(), |s| format!("{:.1}", s.median)),
+            ]);
+        }
         cells
     })
 }
 
 /// The speed of decoding beside the one that no engine exceeds.
 fn bound(report: &Report) -> Table {
-    by_row(
-        report,
-        &["bound t/s", "share of the bound [95 %]"],
-        |index, result| {
-            let bound_ts = result.good().find_map(|run| run.bound_ts);
-            let share = report.share_of_bound(index);
-            vec![
-                bound_ts.map_or("-".into(), |ts| format!("{ts:.2}")),
-                share.map_or("-".into(), |s| {
-                    let [median, lo, hi] = [s.median, s.lo, s.hi].map(|share| share * 100.0);
-                    format!("{median:.1} % [{lo:.1}, {hi:.1}]")
-                }),
-            ]
-        },
-    )
+    let slots = |result: &RowResult| result.good().find_map(|run| run.bound);
+    let has_slots = report.rows.iter().any(|result| slots(result).is_some());
+    let mut names = vec!["bound t/s", "share of the bound [95 %]"];
+    if has_slots {
+        names.extend(["slots of the bound", "missed / token", "device ms"]);
+    }
+    by_row(report, &names, |index, result| {
+        let bound_ts = result.good().find_map(|run| report.bound_ts(run));
+        let share = report.share_of_bound(index);
+        let mut cells = vec![
+            bound_ts.map_or("-".into(), |ts| format!("{ts:.2}")),
+            share.map_or("-".into(), |s| {
+                let [median, lo, hi] = [s.median, s.lo, s.hi].map(|share| share * 100.0);
+                format!("{median:.1} % [{lo:.1}, {hi:.1}]")
+            }),
+        ];
+        if has_slots {
+            cells.extend(slots(result).map_or([(); 3].map(|()| "-".into()), |bound| {
+                [
+                    bound.slot_bytes.map_or("all".into(), format_bytes),
+                    format_bytes(bound.miss_bytes_per_token.round() as u64),
+                    format!("{:.1}", bound.device_ms),
+                ]
+            }));
+        }
+        cells
+    })
 }
 
 /// What loading cost in time: a row for each row of the report.
@@ -421,7 +470,7 @@ fn memory(report: &Report) -> Table {
 }
 
 /// A table with the conditions, and `cells` for every row that has figures.
-fn by_row(
+pub(super) fn by_row(
     report: &Report,
     names: &[&str],
     cells: impl Fn(usize, &RowResult) -> Vec<String>,
@@ -450,7 +499,7 @@ fn by_row(
     table
 }
 
-fn ratio(summary: Option<Summary>) -> String {
+pub(super) fn ratio(summary: Option<Summary>) -> String {
     summary.map_or(String::new(), |s| {
         format!("{:.3} [{:.3}, {:.3}]", s.median, s.lo, s.hi)
     })
@@ -474,13 +523,12 @@ pub(crate) fn notes(report: &Report) -> Vec<String> {
                 .to_string(),
         );
     }
-    if let Some(limit_ns) = report.setup.decode_limit_ns.filter(|_| report.was_cut()) {
-        notes.push(format!(
-            "Decoding was ended after {} s in the rows with fewer than {} tokens: they say nothing about a longer run, and are compared over \
-             the tokens that both rows computed.",
-            limit_ns as f64 / 1e9,
-            report.setup.n_gen
-        ));
+    notes.extend(cut_short(report));
+    if report.rows.iter().any(|result| result.row.is_reference) {
+        notes.push(
+            "References run without a limit. Ratios to them are of the rows' own speeds, over as many tokens as each decoded."
+                .to_string(),
+        );
     }
     let peers = report
         .rows
@@ -525,6 +573,52 @@ pub(crate) fn notes(report: &Report) -> Vec<String> {
         }
     }
     notes.extend(too_noisy(report));
+    notes
+}
+
+/// What time limits ended early.
+fn cut_short(report: &Report) -> Vec<String> {
+    let setup = &report.setup;
+    let seconds = |limit_ns: Option<u64>| limit_ns.map(|limit_ns| limit_ns as f64 / 1e9);
+    let limits = match (
+        seconds(setup.decode_limit_ns),
+        seconds(setup.baseline_limit_ns),
+    ) {
+        (None, None) => return Vec::new(),
+        (Some(limit), None) => format!("{limit} s"),
+        (None, Some(baselines)) => format!("{baselines} s of baselines and references"),
+        (Some(limit), Some(baselines)) => {
+            format!("{limit} s, of baselines and references {baselines} s,")
+        }
+    };
+    let mut notes = Vec::new();
+    if report.was_cut() {
+        notes.push(format!(
+            "Decoding was ended after {limits} in the rows with fewer than {} tokens: they say nothing about a longer run, and are compared over \
+             the tokens that both rows computed.",
+            setup.n_gen
+        ));
+    }
+    let n_warm_up = setup.n_warm_up as usize;
+    let short: Vec<String> = report
+        .rows
+        .iter()
+        .filter_map(|result| {
+            let of_run = |run: &RunRecord| run.figures.as_ref().map(|figures| figures.n_warmed_up);
+            let warmed_up = || result.good().filter_map(of_run);
+            let (least, most) = (warmed_up().min()?, warmed_up().max()?);
+            (least < n_warm_up).then(|| match least == most {
+                true => format!("{} ({least})", result.row.label()),
+                false => format!("{} ({least} to {most})", result.row.label()),
+            })
+        })
+        .collect();
+    if !short.is_empty() {
+        notes.push(format!(
+            "The warm-up was ended after {limits} as well, before its {n_warm_up} tokens, in: {}. Tokens that count begin earlier there.",
+            short.join("; ")
+        ));
+    }
     notes
 }
 
@@ -608,6 +702,25 @@ mod tests {
         ] {
             assert!(text.contains(fact), "{fact}: {text}");
         }
+    }
+
+    #[test]
+    fn a_warm_up_that_was_cut_short_is_said() {
+        let mut report = report();
+        report.setup.n_warm_up = 8;
+        report.setup.decode_limit_ns = Some(2_500_000_000);
+        let mut n_warmed_up = [8, 8, 8, 8, 3, 5].into_iter();
+        for run in report.rows.iter_mut().flat_map(|row| row.runs.iter_mut()) {
+            run.as_mut().unwrap().figures.as_mut().unwrap().n_warmed_up =
+                n_warmed_up.next().unwrap();
+        }
+        let text = render(&report);
+        let expected =
+            "ended after 2.5 s as well, before its 8 tokens, in: selective cold (3 to 8).";
+        assert!(text.contains(expected), "{text}");
+        assert!(text.contains("warm-up: 8 tokens") && text.contains("tg4 @ d24"));
+        report.setup.decode_limit_ns = None;
+        assert!(!render(&report).contains("as well"));
     }
 
     #[test]

@@ -1,10 +1,10 @@
 //! Results as text: Markdown for people, CSV and JSON with llama-bench's field names for programs.
 
+mod against;
 mod columns;
 mod csv;
 mod json;
 mod md;
-mod table;
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -17,8 +17,8 @@ use crate::plot;
 use crate::record::{RunRecord, SCHEMA};
 use crate::results::Report;
 
+pub(crate) use figures::Table;
 pub(crate) use md::{distinct, header, notes, readaheads, tables};
-pub(crate) use table::Table;
 
 /// Format of what is printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]

@@ -1,12 +1,9 @@
 //! One web page that needs nothing from outside: tables that sort, and figures that can be kept as SVG and CSV.
 
-use figures::{Chart, escape};
+use figures::{escape, figure, list, page};
 
 use super::{Run, setups, twins};
 use crate::{output, plot};
-
-const STYLE: &str = include_str!("page.css");
-const SCRIPT: &str = include_str!("page.js");
 
 pub(super) fn render(runs: &[Run]) -> String {
     let mut body = String::from("<h1>Bench report</h1>\n");
@@ -29,12 +26,7 @@ pub(super) fn render(runs: &[Run]) -> String {
     for (index, run) in runs.iter().enumerate() {
         body.push_str(&section(run, index));
     }
-    format!(
-        "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
-         <meta name=\"viewport\" content=\"width=device-width\">\n<meta name=\"color-scheme\" content=\"light dark\">\n\
-         <title>Bench report</title>\n<link rel=\"icon\" href=\"data:,\">\n<style>\n{STYLE}</style>\n</head>\n<body>\n<main>\n{body}</main>\n\
-         <script>\n{SCRIPT}</script>\n</body>\n</html>\n"
-    )
+    page("Bench report", &body)
 }
 
 fn section(run: &Run, index: usize) -> String {
@@ -61,28 +53,6 @@ fn section(run: &Run, index: usize) -> String {
     ));
     text.push_str("</section>\n");
     text
-}
-
-fn figure(chart: &Chart) -> String {
-    format!(
-        "<figure data-name=\"{id}\">\n{svg}<pre hidden>{csv}</pre>\n\
-         <figcaption><button type=\"button\" data-save=\"svg\">SVG</button> \
-         <button type=\"button\" data-save=\"csv\">CSV</button></figcaption>\n</figure>\n",
-        id = escape(&chart.id),
-        svg = chart.svg(),
-        csv = escape(&chart.csv()),
-    )
-}
-
-fn list(lines: &[String]) -> String {
-    if lines.is_empty() {
-        return String::new();
-    }
-    let items: String = lines
-        .iter()
-        .map(|line| format!("<li>{}</li>\n", escape(line)))
-        .collect();
-    format!("<ul>\n{items}</ul>\n")
 }
 
 #[cfg(test)]

@@ -19,18 +19,21 @@ pub(crate) const PROMPT: &str = "The capital of Germany is Berlin, a city on the
 /// What was computed and how long it took.
 pub(super) struct Decoded {
     pub(super) prompt_ns: Option<u64>,
+    pub(super) warm_up_ns: Vec<u64>,
     pub(super) step_ns: Vec<u64>,
     pub(super) steps: StepCounters,
     pub(super) loop_ns: u64,
     pub(super) fingerprint: Option<Fingerprint>,
 }
 
-/// The prompt, then at most `n_gen` single tokens, each the most likely one. Every step's logits are fingerprinted.
+/// The prompt, then at most `n_warm_up` and `n_gen` single tokens, each the most likely one. Every step's logits are fingerprinted.
+/// `begin_counting` is called before those of `n_gen`.
 pub(super) fn greedy(
     spec: &WorkerSpec,
     model: &Model,
     context: &mut Context<'_>,
     marks: &mut Marks,
+    begin_counting: impl FnOnce(),
 ) -> Result<Decoded> {
     let prompt = prompt_tokens(spec, model)?;
     let mut batch = Batch::new(context.n_batch() as usize, 1);
@@ -76,28 +79,38 @@ pub(super) fn greedy(
         token = choose(context, marks)?;
     }
 
-    let mut step_ns = Vec::with_capacity(spec.n_gen as usize);
-    let mut meter = StepMeter::new(spec.n_gen as usize);
     let limit_ns = spec.decode_limit_ns.unwrap_or(u64::MAX);
-    let mut spent_ns = 0;
-    let loop_begin_ns = monotonic_ns();
-    for _ in 0..spec.n_gen {
-        if spent_ns >= limit_ns {
-            break;
+    let mut decode = |n_tokens: u32, meter: &mut StepMeter, marks: &mut Marks| {
+        let mut step_ns = Vec::with_capacity(n_tokens as usize);
+        let mut spent_ns = 0;
+        for _ in 0..n_tokens {
+            if spent_ns >= limit_ns {
+                break;
+            }
+            meter.begin();
+            let begin_ns = monotonic_ns();
+            step(context, &mut batch, token, position)?;
+            let ns = monotonic_ns() - begin_ns;
+            meter.end();
+            step_ns.push(ns);
+            spent_ns += ns;
+            position += 1;
+            token = choose(context, marks)?;
         }
-        meter.begin();
-        let begin_ns = monotonic_ns();
-        step(context, &mut batch, token, position)?;
-        let ns = monotonic_ns() - begin_ns;
-        meter.end();
-        step_ns.push(ns);
-        spent_ns += ns;
-        position += 1;
-        token = choose(context, marks)?;
-    }
+        anyhow::Ok(step_ns)
+    };
+    let mut unused = StepMeter::new(spec.n_warm_up as usize);
+    let warm_up_ns = decode(spec.n_warm_up, &mut unused, marks)?;
+
+    begin_counting();
+    marks.send(Point::Counted)?;
+    let mut meter = StepMeter::new(spec.n_gen as usize);
+    let loop_begin_ns = monotonic_ns();
+    let step_ns = decode(spec.n_gen, &mut meter, marks)?;
     let loop_ns = monotonic_ns() - loop_begin_ns;
     Ok(Decoded {
         prompt_ns,
+        warm_up_ns,
         step_ns,
         steps: meter.finish(),
         loop_ns,
@@ -142,6 +155,7 @@ pub(super) fn like_llama_bench(
     let loop_ns = monotonic_ns() - loop_begin_ns;
     Ok(Decoded {
         prompt_ns: None,
+        warm_up_ns: Vec::new(),
         step_ns,
         steps: StepCounters::default(),
         loop_ns,

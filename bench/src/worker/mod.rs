@@ -7,6 +7,7 @@ pub(crate) mod blocks;
 mod decode;
 mod fingerprint;
 mod marks;
+mod paging;
 mod replay;
 mod steps;
 
@@ -18,7 +19,7 @@ use anyhow::{Context as _, Result};
 use llama_rs::{
     Advise, Backend, Context, ContextParams, FlashAttention, Model, ModelParams, Prefetch,
 };
-use pager::{Budget, PagedModel, Pager, PagerOptions};
+use pager::{PagedModel, Pager};
 
 use crate::cgroup;
 use crate::procfs::monotonic_ns;
@@ -60,7 +61,7 @@ fn run(spec: &WorkerSpec, marks: &mut Marks) -> Result<()> {
     let begin_ns = monotonic_ns();
     let weights = Weights::load(&backend, spec)?;
     let model = weights.model();
-    let load_ns = monotonic_ns() - begin_ns;
+    let mut load_ns = monotonic_ns() - begin_ns;
     marks.send(Point::Loaded)?;
     let map = ModelMap::new(model.files());
     let resident_after_load = marks
@@ -86,9 +87,16 @@ fn run(spec: &WorkerSpec, marks: &mut Marks) -> Result<()> {
     } else {
         None
     };
+    // What a pager reads only now is part of loading.
+    let begin_ns = monotonic_ns();
     let pager = weights.attach(&mut context)?;
+    if pager.is_some() {
+        load_ns += monotonic_ns() - begin_ns;
+    }
+    let mut before = None;
+    let begin_counting = || before = pager.as_ref().map(Pager::counters);
     let run = match spec.tokens {
-        TokenSource::Greedy => decode::greedy(spec, model, &mut context, marks)?,
+        TokenSource::Greedy => decode::greedy(spec, model, &mut context, marks, begin_counting)?,
         TokenSource::LlamaBench => decode::like_llama_bench(spec, model, &mut context, marks)?,
     };
     marks.send(Point::End)?;
@@ -108,6 +116,7 @@ fn run(spec: &WorkerSpec, marks: &mut Marks) -> Result<()> {
         build: build_facts(),
         load_ns,
         prompt_ns: run.prompt_ns,
+        warm_up_ns: run.warm_up_ns,
         step_ns: run.step_ns,
         steps: run.steps,
         decode_loop_ns: run.loop_ns,
@@ -117,7 +126,9 @@ fn run(spec: &WorkerSpec, marks: &mut Marks) -> Result<()> {
         routing_checked,
         n_ctx: context.n_ctx(),
         advise: advise.map(|advise| advise_counters(&advise)),
-        pager: pager.map(|pager| pager_counters(&pager)),
+        pager: pager
+            .map(|found| paging::facts(&found, before.unwrap_or_default(), spec, model))
+            .transpose()?,
         buffers: buffers(&context)?,
     };
     send(&Event::Done(Box::new(outcome)))?;
@@ -141,10 +152,7 @@ impl Weights {
             let model = Model::load(backend, &spec.model, &model_params(spec))?;
             return Ok(Weights::Plain(Box::new(model)));
         }
-        let options = PagerOptions {
-            budget: spec.budget_bytes.map_or(Budget::Auto, Budget::Bytes),
-            ..PagerOptions::default()
-        };
+        let options = paging::options(spec)?;
         let paged = PagedModel::load(backend, &spec.model, &model_params(spec), options)?;
         Ok(Weights::Paged(Box::new(paged)))
     }
@@ -162,14 +170,6 @@ impl Weights {
             Weights::Paged(paged) => Ok(Some(paged.attach(context)?)),
         }
     }
-}
-
-fn pager_counters(pager: &Pager) -> serde_json::Value {
-    serde_json::json!({
-        "plan": pager.plan(),
-        "reads": pager.reads().to_string(),
-        "counters": pager.counters(),
-    })
 }
 
 fn send(event: &Event) -> Result<()> {
@@ -198,7 +198,7 @@ fn context_params(spec: &WorkerSpec) -> ContextParams {
     let n_batch = spec.n_batch.max(1);
     ContextParams {
         // llama-bench's choice: as much as the test needs.
-        n_ctx: (spec.n_prompt + spec.n_gen).max(1),
+        n_ctx: (spec.n_prompt + spec.n_warm_up + spec.n_gen).max(1),
         n_batch,
         n_ubatch: spec.n_ubatch.clamp(1, n_batch),
         n_threads: spec.n_threads,

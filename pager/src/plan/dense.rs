@@ -1,49 +1,47 @@
-//! Dense weights that do not fit: some layers stay in memory, the others pass through a ring.
+//! Dense weights that do not fit: some matrices stay in memory, the others pass through a ring.
 //!
 //! Decoding reads the layers in the same order for every token: a cyclic scan, of which no policy that replaces
 //! recent data by old data keeps anything. Best is to keep a fixed part and to read the rest for every token, early enough:
-//! streamed layers are spread evenly, so that the device reads one while the pinned ones before it are computed.
+//! streamed matrices are spread evenly, so that the device reads one while the pinned ones before it are computed.
 
-use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::Serialize;
 
 use super::Pages;
-use crate::slices::Slices;
+use crate::slices::{DenseTensor, Slices};
 
-/// Layers that are computed and read at the same time: one in use, one on its way.
-const RING_SLOTS: u32 = 2;
+/// Room in the ring, in matrices of the largest size: one in use and the others on their way, so that the device has
+/// something to do when the one in use ends.
+const RING_MATRICES: u64 = 3;
+/// The least: one in use, one on its way.
+const RING_MATRICES_MIN: u64 = 2;
+/// The streamed share is tried in steps of 1 / this.
+const STEPS: i64 = 1024;
 
 /// How dense weights are streamed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct DenseStream {
-    /// Layers that stay in memory, as do tensors that belong to no layer.
-    pub pinned_layers: Vec<u32>,
-    /// Layers that are read for every token, in the order of use.
-    pub streamed_layers: Vec<u32>,
+    /// Matrices that are read for every token, in the order in which they will be used as far as names tell: indices into
+    /// [`Slices::dense_tensors`].
+    pub streamed: Vec<usize>,
     /// Bytes that stay in memory.
     pub pinned_bytes: u64,
     /// Bytes that are read for every token.
     pub streamed_bytes: u64,
-    /// Slots of the ring.
-    pub ring_slots: u32,
-    /// Bytes of each: room for the largest streamed layer.
-    pub ring_slot_bytes: u64,
+    /// Bytes of the ring.
+    pub ring_bytes: u64,
 }
 
 impl fmt::Display for DenseStream {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             formatter,
-            "dense weights: {} layers pinned ({:.1} MiB with what belongs to no layer), {} streamed for every token ({:.1} MiB) \
-             through {} slots of {:.1} MiB",
-            self.pinned_layers.len(),
+            "dense weights: {:.1} MiB pinned, {} matrices ({:.1} MiB) streamed for every token through a ring of {:.1} MiB",
             self.pinned_bytes as f64 / (1 << 20) as f64,
-            self.streamed_layers.len(),
+            self.streamed.len(),
             self.streamed_bytes as f64 / (1 << 20) as f64,
-            self.ring_slots,
-            self.ring_slot_bytes as f64 / (1 << 20) as f64,
+            self.ring_bytes as f64 / (1 << 20) as f64,
         )
     }
 }
@@ -54,66 +52,145 @@ pub(super) fn all_bytes(slices: &Slices, pages: Pages) -> u64 {
     ranges.iter().map(|range| range.size_bytes).sum()
 }
 
-/// Bytes of each layer and of what belongs to none, each tensor rounded out to pages: read by itself.
-fn by_layer(slices: &Slices, pages: Pages) -> (BTreeMap<u32, u64>, u64) {
-    let mut layers: BTreeMap<u32, u64> = BTreeMap::new();
-    let mut others = 0;
-    for tensor in slices.dense_tensors() {
-        let begin = tensor.offset / pages.page_bytes * pages.page_bytes;
-        let end = (tensor.offset + tensor.size_bytes).next_multiple_of(pages.page_bytes);
-        match tensor.layer {
-            Some(layer) => *layers.entry(layer).or_default() += end - begin,
-            None => others += end - begin,
+/// A matrix that may be streamed.
+#[derive(Clone, Copy)]
+struct Matrix {
+    /// Index into [`Slices::dense_tensors`].
+    index: usize,
+    /// Bytes of its pages.
+    span_bytes: u64,
+    is_in_layer: bool,
+}
+
+/// What may be streamed of a model, and what stays whatever the budget is.
+struct Weights {
+    /// In the order of use.
+    matrices: Vec<Matrix>,
+    fixed_bytes: u64,
+}
+
+impl Weights {
+    fn new(slices: &Slices, pages: Pages) -> Weights {
+        let tensors = slices.dense_tensors();
+        let streamable = |(_, tensor): &(usize, &DenseTensor)| tensor.is_streamable;
+        let mut order: Vec<(usize, &DenseTensor)> =
+            tensors.iter().enumerate().filter(streamable).collect();
+        // What belongs to no layer is the output.
+        order.sort_by_key(|(index, tensor)| {
+            (tensor.layer.unwrap_or(u32::MAX), tensor.order, *index)
+        });
+        let matrix = |(index, tensor): (usize, &DenseTensor)| {
+            let range = tensor.pages(pages.page_bytes);
+            Matrix {
+                index,
+                span_bytes: range.end - range.start,
+                is_in_layer: tensor.layer.is_some(),
+            }
+        };
+        let fixed = slices.fixed_ranges(pages.page_bytes);
+        Weights {
+            matrices: order.into_iter().map(matrix).collect(),
+            fixed_bytes: fixed.iter().map(|range| range.size_bytes).sum(),
         }
     }
-    (layers, others)
+
+    fn all_bytes(&self) -> u64 {
+        let spans = self.matrices.iter().map(|matrix| matrix.span_bytes);
+        self.fixed_bytes + spans.sum::<u64>()
+    }
+
+    /// Which matrices may be streamed, the best choice first: large ones, which make large reads, of the layers, since a
+    /// ring that has room for the output of a large vocabulary is large.
+    fn choices(&self) -> Vec<Vec<Matrix>> {
+        let in_layers = self.matrices.iter().filter(|matrix| matrix.is_in_layer);
+        let largest = in_layers.map(|matrix| matrix.span_bytes).max().unwrap_or(0);
+        let mut choices: Vec<Vec<Matrix>> = Vec::new();
+        let mut choose = |choice: &dyn Fn(&Matrix) -> bool| {
+            let chosen = self.matrices.iter().filter(|matrix| choice(matrix));
+            choices.push(chosen.copied().collect());
+        };
+        for share in [2, 4, 16] {
+            choose(&|matrix| matrix.is_in_layer && matrix.span_bytes * share >= largest);
+        }
+        choose(&|matrix| matrix.is_in_layer);
+        choose(&|_| true);
+        choices.retain(|choice| !choice.is_empty());
+        choices
+    }
+
+    /// Streams these matrices.
+    fn stream(&self, streamed: &[Matrix], ring_matrices: u64) -> DenseStream {
+        let spans = || streamed.iter().map(|matrix| matrix.span_bytes);
+        DenseStream {
+            streamed: streamed.iter().map(|matrix| matrix.index).collect(),
+            pinned_bytes: self.all_bytes() - spans().sum::<u64>(),
+            streamed_bytes: spans().sum(),
+            ring_bytes: ring_matrices * spans().max().unwrap_or(0),
+        }
+    }
+}
+
+/// Bytes of the dense weights in memory if all matrices stay there, each on pages of its own.
+pub(super) fn pinned_bytes(slices: &Slices, pages: Pages) -> u64 {
+    Weights::new(slices, pages).all_bytes()
 }
 
 /// The least memory in which the dense weights can be used at all.
 pub(super) fn smallest(slices: &Slices, pages: Pages) -> u64 {
-    let (layers, others) = by_layer(slices, pages);
-    let ring = u64::from(RING_SLOTS) * layers.values().max().copied().unwrap_or(0);
-    (others + ring).min(all_bytes(slices, pages))
+    let weights = Weights::new(slices, pages);
+    let choices = weights.choices();
+    let sizes = choices
+        .iter()
+        .map(|choice| weights.stream(choice, RING_MATRICES_MIN).size_bytes());
+    sizes.min().unwrap_or(u64::MAX).min(weights.all_bytes())
 }
 
 impl DenseStream {
-    /// Streams as few layers as a room of `room_bytes` demands; `None` if all weights fit in it.
+    /// Streams as few matrices as a room of `room_bytes` demands; `None` if all weights fit in it, or if none of it does.
     pub(super) fn new(slices: &Slices, room_bytes: u64, pages: Pages) -> Option<DenseStream> {
-        if all_bytes(slices, pages) <= room_bytes {
+        let weights = Weights::new(slices, pages);
+        if weights.all_bytes() <= room_bytes {
             return None;
         }
-        let (layers, others) = by_layer(slices, pages);
-        let layers: Vec<(u32, u64)> = layers.into_iter().collect();
-        (1..=layers.len())
-            .map(|n_streamed| DenseStream::of(&layers, others, n_streamed))
-            .find(|stream| stream.size_bytes() <= room_bytes)
-    }
-
-    /// With this many layers streamed, evenly spread.
-    fn of(layers: &[(u32, u64)], others: u64, n_streamed: usize) -> DenseStream {
-        // The Bresenham line: layer i is streamed where the count of streamed ones steps up.
-        let count = |index: usize| (index * n_streamed + layers.len() / 2) / layers.len();
-        let (mut streamed, mut pinned) = (Vec::new(), Vec::new());
-        for (index, layer) in layers.iter().enumerate() {
-            match count(index + 1) > count(index) {
-                true => streamed.push(*layer),
-                false => pinned.push(*layer),
-            }
-        }
-        let bytes = |layers: &[(u32, u64)]| layers.iter().map(|(_, bytes)| bytes).sum::<u64>();
-        let numbers = |layers: &[(u32, u64)]| layers.iter().map(|(layer, _)| *layer).collect();
-        DenseStream {
-            pinned_bytes: others + bytes(&pinned),
-            streamed_bytes: bytes(&streamed),
-            ring_slots: RING_SLOTS,
-            ring_slot_bytes: streamed.iter().map(|(_, bytes)| *bytes).max().unwrap_or(0),
-            pinned_layers: numbers(&pinned),
-            streamed_layers: numbers(&streamed),
-        }
+        let choices = weights.choices();
+        let with_ring = |ring_matrices| {
+            choices
+                .iter()
+                .find_map(|choice| weights.evenly(choice, ring_matrices, room_bytes))
+        };
+        (RING_MATRICES_MIN..=RING_MATRICES)
+            .rev()
+            .find_map(with_ring)
     }
 
     /// Memory that it takes: pinned weights and the ring.
     pub fn size_bytes(&self) -> u64 {
-        self.pinned_bytes + u64::from(self.ring_slots) * self.ring_slot_bytes
+        self.pinned_bytes + self.ring_bytes
+    }
+}
+
+impl Weights {
+    /// Streams as few of the chosen matrices as the room demands, evenly spread over them.
+    fn evenly(
+        &self,
+        choice: &[Matrix],
+        ring_matrices: u64,
+        room_bytes: u64,
+    ) -> Option<DenseStream> {
+        (1..=STEPS).find_map(|share| {
+            // The Bresenham line: a matrix is streamed where the sum of shares steps over the middle of it.
+            let mut due = 0;
+            let mut streamed = Vec::new();
+            for matrix in choice {
+                let span = matrix.span_bytes as i64;
+                due += span * share;
+                if due * 2 >= span * STEPS {
+                    due -= span * STEPS;
+                    streamed.push(*matrix);
+                }
+            }
+            let stream = self.stream(&streamed, ring_matrices);
+            (!streamed.is_empty() && stream.size_bytes() <= room_bytes).then_some(stream)
+        })
     }
 }

@@ -143,23 +143,25 @@ impl MemoryPlan {
     ) -> Result<MemoryPlan, PlanError> {
         let mut parts = parts::fixed(slices, demand, pages);
         let mut slots = classes(slices, demand.n_ubatch, pages);
-        let stream_min = dense::smallest(slices, pages);
-        let (kind, needed_bytes) = match slices.is_empty() {
-            true => (PartKind::DenseWeights, stream_min),
-            false => (
-                PartKind::Slots,
-                slot_region_bytes(&slots, |class| class.n_slots_min, pages),
-            ),
+        let dense_min = match slices.is_dense_on_demand() {
+            true => dense::smallest(slices, pages),
+            false => dense::all_bytes(slices, pages),
+        };
+        let slots_min = slot_region_bytes(&slots, |class| class.n_slots_min, pages);
+        let part = |kind, size_bytes| Part { kind, size_bytes };
+        let weights = |dense_bytes, slots_bytes| {
+            let both = [
+                part(PartKind::DenseWeights, dense_bytes),
+                part(PartKind::Slots, slots_bytes),
+            ];
+            both.into_iter().filter(|part| part.size_bytes > 0)
         };
         let fixed_bytes = parts::sum(&parts);
-        let budget_min_bytes = with_margin(fixed_bytes + needed_bytes);
-        let part = |kind, size_bytes| Part { kind, size_bytes };
+        let budget_min_bytes = with_margin(fixed_bytes + dense_min + slots_min);
         if budget_bytes < budget_min_bytes {
-            parts.push(part(kind, needed_bytes));
-            parts.push(part(
-                PartKind::Margin,
-                budget_min_bytes - fixed_bytes - needed_bytes,
-            ));
+            parts.extend(weights(dense_min, slots_min));
+            let rest = budget_min_bytes - parts::sum(&parts);
+            parts.push(part(PartKind::Margin, rest));
             return Err(PlanError {
                 budget_bytes,
                 budget_min_bytes,
@@ -167,18 +169,19 @@ impl MemoryPlan {
             });
         }
         let rest_bytes = without_margin(budget_bytes) - fixed_bytes;
-        let mut dense_stream = None;
-        if slices.is_empty() {
-            dense_stream = DenseStream::new(slices, rest_bytes, pages);
-            let bytes = dense_stream
-                .as_ref()
-                .map_or_else(|| dense::all_bytes(slices, pages), DenseStream::size_bytes);
-            parts.push(part(PartKind::DenseWeights, bytes));
-        } else {
-            fill(&mut slots, rest_bytes, pages);
-            let bytes = slot_region_bytes(&slots, |class| class.n_slots, pages);
-            parts.push(part(PartKind::Slots, bytes));
-        }
+        // Every token reads all dense weights, and few of the experts.
+        let dense_stream = match slices.is_dense_on_demand() {
+            true => DenseStream::new(slices, rest_bytes - slots_min, pages),
+            false => None,
+        };
+        let dense_bytes = match &dense_stream {
+            Some(stream) => stream.size_bytes(),
+            None if slices.is_dense_on_demand() => dense::pinned_bytes(slices, pages),
+            None => dense_min,
+        };
+        fill(&mut slots, rest_bytes - dense_bytes, pages);
+        let slots_bytes = slot_region_bytes(&slots, |class| class.n_slots, pages);
+        parts.extend(weights(dense_bytes, slots_bytes));
         parts.push(part(PartKind::Margin, margin(parts::sum(&parts))));
         let rows = slices.embedding();
         Ok(MemoryPlan {

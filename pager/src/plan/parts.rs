@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::Serialize;
 
-use super::{Demand, MemoryPlan, Pages, dense};
+use super::{Demand, MemoryPlan, Pages};
 use crate::slices::Slices;
 
 /// One line of a plan.
@@ -77,17 +77,11 @@ pub(super) fn fixed(slices: &Slices, demand: &Demand, pages: Pages) -> Vec<Part>
         let n_rows = embedding.n_rows.min(demand.n_ubatch.into());
         n_rows * embedding.row_slot_bytes(pages.page_bytes)
     });
-    // Dense weights of a model without experts may be streamed: the budget decides.
-    let dense_bytes = match slices.is_empty() {
-        true => 0,
-        false => dense::all_bytes(slices, pages),
-    };
     [
         (PartKind::KvCache, demand.kv_bytes),
         (PartKind::Compute, demand.compute_bytes),
         (PartKind::Outputs, demand.outputs_bytes),
         (PartKind::Process, demand.process_bytes),
-        (PartKind::DenseWeights, dense_bytes),
         (PartKind::EmbeddingRows, rows_bytes),
         (PartKind::Staging, demand.staging_bytes),
     ]

@@ -17,6 +17,7 @@
 //! recent one goes first: a scan that comes round again then finds what it left, where the oldest first would
 //! find nothing. A slice becomes an ordinary one when a decode step uses it.
 
+mod census;
 mod tree;
 
 #[cfg(all(test, not(feature = "loom")))]
@@ -28,6 +29,7 @@ use crate::SliceId;
 use crate::counters::{Counters, Found};
 use crate::policy::{Changed, Policy};
 use crate::residency::{Event, Residency, State};
+pub use census::Census;
 use tree::Tree;
 
 /// Number of a slot. Those of a class follow each other.

@@ -101,6 +101,14 @@ impl Expected {
             assert_eq!(class.n_streamed as usize, n_streamed);
         }
         assert_eq!(owned.len(), pool.n_slots(), "a slot is lost");
+        let census = Census {
+            n_free,
+            n_resident: self.resident.len(),
+            n_in_flight: self.in_flight.len(),
+            n_lost: 0,
+            n_pinned: self.pins.values().filter(|pins| **pins > 0).count(),
+        };
+        assert_eq!(pool.census(), census);
         assert_eq!(
             self.in_flight.len() + self.resident.len() + n_free,
             pool.n_slots()

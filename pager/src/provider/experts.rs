@@ -43,6 +43,7 @@ impl Provider {
             .map(|fetch| {
                 let slice = slices.slice(fetch.slice);
                 let pages = slice.pages(PAGE_BYTES);
+                state.failures.remove(&u64::from(fetch.slice.0));
                 Read {
                     file: slice.part as u32,
                     offset_bytes: pages.start,
@@ -137,7 +138,8 @@ impl Provider {
         if let Some(address) = self.slot_address(id) {
             return Some(address);
         }
-        self.wait_for(Some(stack.layer), || match self.slot_address(id) {
+        let key = u64::from(id.0);
+        self.wait_for(key, Some(stack.layer), || match self.slot_address(id) {
             Some(address) => Look::Found(address),
             None if self.residency.state(id) == State::Failed => Look::Failed,
             None => Look::NotYet,

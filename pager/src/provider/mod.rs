@@ -1,7 +1,9 @@
-//! Slices for a context: experts in slots, rows of the embedding in a buffer, read when an operation announces them.
+//! Slices for a context: experts in slots, rows of the embedding in a buffer, read when an operation announces them; dense
+//! matrices in memory or in a ring, read ahead.
 
 mod ahead;
 mod experts;
+mod matrices;
 mod rows;
 
 use std::collections::HashMap;
@@ -14,14 +16,16 @@ use llama_rs::{Begin, Dim, NodeRef, SliceProvider, TensorKey, WeightRef, Which};
 
 use crate::counters::Counters;
 use crate::engine::{Cause, Class, Completion, Engine};
+use crate::pinned::Pinned;
 use crate::plan::MemoryPlan;
-use crate::pool::{Fetch, Pool};
+use crate::pool::{Census, Fetch, Pool};
 use crate::region::Region;
 use crate::residency::Residency;
 use crate::slices::{SliceId, Slices};
 
 pub(crate) use ahead::Ahead;
 use experts::Slots;
+use matrices::{MATRIX, Matrices, Streaming};
 use rows::{ROW, ROW_READY, Rows};
 
 const PAGE_BYTES: u64 = 4096;
@@ -38,6 +42,10 @@ enum Target {
     Rows,
     /// Of a tensor that is in memory as a whole: an embedding so small that reading its rows would not pay.
     InMemory,
+    /// Of a dense matrix that stays in memory: its index among the dense tensors.
+    Pinned(usize),
+    /// Of a dense matrix that is streamed: its index among those.
+    Streamed(usize),
 }
 
 /// Reads slices when operations announce them.
@@ -53,6 +61,8 @@ pub(crate) struct Provider {
     rows: Option<Rows>,
     /// Reads that have not ended, for those who do not hold the lock.
     n_in_flight: AtomicUsize,
+    pinned: Option<Arc<Pinned>>,
+    matrices: Matrices,
     /// Why slices cannot be had: then no `get` gives an address.
     reason: Mutex<Option<String>>,
 }
@@ -73,6 +83,10 @@ struct Inner {
     rows_in_flight: usize,
     /// `None`: nothing is read ahead.
     ahead: Option<Ahead>,
+    /// Why the last read of a slice, a row or a matrix failed, by its key. Whoever needs it gives this as the reason; a read that nobody
+    /// waits for any more, since its step has ended, fails no later step.
+    failures: HashMap<u64, String>,
+    streaming: Streaming,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -80,11 +94,12 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Provider {
-    /// Slots as `plan` says. `keys` are those of the model's lazy weights.
+    /// Slots as `plan` says. `pinned` are the dense matrices that it keeps in memory, `keys` those of the model's lazy weights.
     pub(crate) fn new(
         slices: Slices,
         plan: &MemoryPlan,
         pool: Pool,
+        pinned: Option<Arc<Pinned>>,
         engine: Box<dyn Engine>,
         ahead: Option<Ahead>,
         keys: impl Iterator<Item = (String, TensorKey)>,
@@ -98,7 +113,7 @@ impl Provider {
             }
         }
         let slots = Slots {
-            region: open_region(size_bytes)?,
+            region: Region::opened(size_bytes)?,
             offsets,
         };
         let rows = match slices.embedding() {
@@ -107,7 +122,7 @@ impl Provider {
                 let n_places = plan.n_embedding_rows as usize;
                 Some(Rows {
                     embedding: embedding.clone(),
-                    region: open_region(place_bytes * n_places)?,
+                    region: Region::opened(place_bytes * n_places)?,
                     place_bytes,
                     states: (0..n_places).map(|_| AtomicU8::new(ROW_READY)).collect(),
                     places: RwLock::default(),
@@ -115,8 +130,18 @@ impl Provider {
             }
             _ => None,
         };
+        let matrices = Matrices::new(&slices, plan.dense_stream.as_ref())?;
         let target = |name: &str| {
             let tensor = slices.tensor(name)?;
+            let mut dense = slices.dense_tensors().iter();
+            if let Some(index) = dense.position(|dense| dense.tensor == tensor) {
+                if let Some(streamed) = matrices.index_of(index) {
+                    return Some(Target::Streamed(streamed));
+                }
+                if pinned.as_ref().is_some_and(|pinned| pinned.has(index)) {
+                    return Some(Target::Pinned(index));
+                }
+            }
             if slices.embedding().is_some_and(|rows| rows.tensor == tensor) {
                 return Some(Target::Rows);
             }
@@ -141,11 +166,15 @@ impl Provider {
                 done: Vec::new(),
                 rows_in_flight: 0,
                 ahead,
+                failures: HashMap::new(),
+                streaming: matrices.streaming(),
             }),
             slices,
             slots,
             rows,
             n_in_flight: AtomicUsize::new(0),
+            pinned,
+            matrices,
             reason: Mutex::new(None),
         })
     }
@@ -157,6 +186,16 @@ impl Provider {
     /// What the engine has read.
     pub(crate) fn engine_counters(&self) -> crate::engine::Counters {
         lock(&self.state).engine.counters()
+    }
+
+    /// Waits for the reads under way, and says where the slots are.
+    pub(crate) fn census(&self) -> Census {
+        let mut state = lock(&self.state);
+        let begin = Instant::now();
+        while state.engine.in_flight() > 0 && begin.elapsed() < SILENCE {
+            self.note(&mut state, Some(WAIT));
+        }
+        state.pool.census()
     }
 
     fn fail(&self, reason: String) {
@@ -178,9 +217,17 @@ impl Provider {
         }
         let n_ended = done.len();
         for completion in done.drain(..) {
+            if completion.key & MATRIX != 0 {
+                self.note_matrix(&mut state.streaming, &mut state.failures, completion);
+                continue;
+            }
+            // Before the failure is to be seen.
+            if let Err(error) = &completion.result {
+                state.failures.insert(completion.key, error.to_string());
+            }
             if completion.key & ROW != 0 {
                 state.rows_in_flight -= 1;
-                self.note_row(completion);
+                self.note_row(&completion);
                 continue;
             }
             let id = SliceId(completion.key as u32);
@@ -190,18 +237,17 @@ impl Provider {
                     pool.complete(id, pages.end - pages.start);
                 }
                 Err(error) if matches!(error.cause, Cause::Cancelled) => {
+                    state.failures.remove(&completion.key);
                     state.fetches.extend(pool.cancel(id));
                 }
-                Err(error) => {
-                    pool.fail(id);
-                    self.fail(error.to_string());
-                }
+                Err(_) => pool.fail(id),
             }
         }
         if !state.fetches.is_empty() {
             // Cancelled too late: somebody has come to need it.
             self.submit(state, Class::Demand);
         }
+        self.stream(state);
         self.n_in_flight
             .store(state.engine.in_flight(), Ordering::Relaxed);
         n_ended
@@ -216,10 +262,10 @@ impl Provider {
         }
     }
 
-    /// Waits until `look` finds something, and counts the time for a layer.
-    fn wait_for<T>(&self, layer: Option<u32>, look: impl Fn() -> Look<T>) -> Option<T> {
+    /// Waits until `look` finds what the read of this key brings, and counts the time for a layer.
+    fn wait_for<T>(&self, key: u64, layer: Option<u32>, look: impl Fn() -> Look<T>) -> Option<T> {
         let begin = Instant::now();
-        let found = self.wait_until(begin, look);
+        let found = self.wait_until(key, begin, look);
         if let Some(layer) = layer {
             let time_ns = begin.elapsed().as_nanos();
             self.counters.add_stall(layer as usize, time_ns as u64);
@@ -227,11 +273,15 @@ impl Provider {
         found
     }
 
-    fn wait_until<T>(&self, begin: Instant, look: impl Fn() -> Look<T>) -> Option<T> {
+    fn wait_until<T>(&self, key: u64, begin: Instant, look: impl Fn() -> Look<T>) -> Option<T> {
         loop {
             match look() {
                 Look::Found(found) => return Some(found),
-                Look::Failed => return None,
+                Look::Failed => {
+                    let reason = lock(&self.state).failures.get(&key).cloned();
+                    self.fail(reason.unwrap_or_else(|| "its read failed".to_owned()));
+                    return None;
+                }
                 Look::NotYet => {}
             }
             if lock(&self.reason).is_some() {
@@ -253,6 +303,13 @@ impl Provider {
     }
 }
 
+/// The address of a slice of a weight that begins at `whole`.
+fn part_of(weight: WeightRef<'_>, which: Which, whole: NonNull<u8>) -> Option<NonNull<u8>> {
+    let mapped = |which| Some(weight.mapped(which)?.addr().get());
+    let offset = mapped(which)?.checked_sub(mapped(Which::Whole)?)?;
+    NonNull::new(whole.as_ptr().wrapping_add(offset))
+}
+
 /// What a look at a slice found.
 enum Look<T> {
     Found(T),
@@ -260,21 +317,16 @@ enum Look<T> {
     Failed,
 }
 
-fn open_region(size_bytes: usize) -> std::io::Result<Region> {
-    let region = Region::reserve(size_bytes)?;
-    region.open(0..size_bytes)?;
-    region.advise_huge(0..size_bytes);
-    Ok(region)
-}
-
 // SAFETY: between `begin` and `end` a slice that was announced is pinned: the pool does not give its slot to another one, and
 // nothing is read into it. An address is given only when the read into it has ended well: the residency word, or the row's
-// state, is published after that. Slots and rows live as long as the provider; what is in memory as a whole was read while the
-// model was loaded, which `WeightMemory::map` has waited for.
+// state, is published after that. The same holds for streamed matrices, whose place in the ring is nobody else's from `begin` to
+// `end`. Slots, rows, ring and pinned matrices live as long as the provider; what is in memory as a whole was read while the
+// model was loaded, which `WeightMemory::map` has waited for, or before the provider was made.
 unsafe impl SliceProvider for Provider {
     fn begin(&self, access: &mut Begin<'_>) {
         match (self.targets.get(&access.weight.key()), access.dim) {
-            (Some(Target::InMemory), _) => {}
+            (Some(Target::InMemory | Target::Pinned(_)), _) => {}
+            (Some(&Target::Streamed(index)), _) => self.begin_matrix(index),
             (Some(&Target::Experts(index)), Dim::Matrices) => self.begin_experts(index, access),
             (Some(Target::Rows), Dim::Rows) => match &self.rows {
                 Some(rows) => self.begin_rows(rows, access),
@@ -293,16 +345,24 @@ unsafe impl SliceProvider for Provider {
             (Target::InMemory, _) => weight.mapped(which),
             (&Target::Experts(index), Which::Matrix(expert)) => self.expert(index, expert),
             (Target::Rows, Which::Row(row)) => self.row(self.rows.as_ref()?, row),
+            (&Target::Pinned(index), _) => {
+                part_of(weight, which, self.pinned.as_ref()?.address(index)?)
+            }
+            (&Target::Streamed(index), _) => part_of(weight, which, self.matrix(index)?),
             _ => None,
         }
     }
 
     fn end(&self, _: NodeRef<'_>, weight: WeightRef<'_>) {
-        if let Some(&Target::Experts(index)) = self.targets.get(&weight.key()) {
-            let mut state = lock(&self.state);
-            let state = &mut *state;
-            state.pool.unpin(&state.pinned[index]);
-            state.pinned[index].clear();
+        match self.targets.get(&weight.key()) {
+            Some(&Target::Experts(index)) => {
+                let mut state = lock(&self.state);
+                let state = &mut *state;
+                state.pool.unpin(&state.pinned[index]);
+                state.pinned[index].clear();
+            }
+            Some(&Target::Streamed(index)) => self.end_matrix(index),
+            _ => {}
         }
     }
 

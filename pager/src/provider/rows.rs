@@ -45,14 +45,11 @@ impl Rows {
 }
 
 impl Provider {
-    pub(super) fn note_row(&self, completion: Completion) {
+    pub(super) fn note_row(&self, completion: &Completion) {
         let Some(rows) = &self.rows else { return };
         let state = match completion.result {
             Ok(()) => ROW_READY,
-            Err(error) => {
-                self.fail(error.to_string());
-                ROW_FAILED
-            }
+            Err(_) => ROW_FAILED,
         };
         let place = (completion.key & !ROW) as usize;
         rows.states[place].store(state, Ordering::Release);
@@ -61,7 +58,11 @@ impl Provider {
     pub(super) fn begin_rows(&self, rows: &Rows, access: &Begin<'_>) {
         let mut state = lock(&self.state);
         // A step that failed may have left reads under way.
-        while state.rows_in_flight > 0 && lock(&self.reason).is_none() {
+        while state.rows_in_flight > 0 {
+            if lock(&self.reason).is_some() {
+                // The engine is broken, and what it has begun may still write to the places.
+                return;
+            }
             self.note(&mut state, Some(WAIT));
         }
         if access.ids.len() > rows.states.len() {
@@ -111,7 +112,7 @@ impl Provider {
         };
         match look() {
             Look::Found(address) => Some(address),
-            _ => self.wait_for(None, look),
+            _ => self.wait_for(ROW | place as u64, None, look),
         }
     }
 }

@@ -25,6 +25,7 @@ use block::Blocks;
 pub use error::KernelError;
 use faults::Faults;
 use residency::Residency;
+pub use residency::page_cache_bytes;
 pub(crate) use steps::Steps;
 
 /// Marks that wait for the recorder: at most 3 MiB.

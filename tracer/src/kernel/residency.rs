@@ -99,6 +99,33 @@ impl Residency {
     }
 }
 
+/// Bytes of a file that are in the page cache.
+///
+/// # Errors
+///
+/// [`KernelError`] if the file cannot be opened, or the kernel does not tell: only to who may write to the file.
+pub fn page_cache_bytes(path: &Path) -> Result<u64, KernelError> {
+    let system = |doing| move |error: io::Error| KernelError::system(WHAT, doing, &error);
+    let file = File::open(path).map_err(system("open a model file"))?;
+    if !may_ask(&file, path).map_err(system("examine a model file"))? {
+        let path = path.display();
+        let reason = format!("{path}: the kernel tells it only to those who may write to the file");
+        return Err(KernelError::new(WHAT, reason));
+    }
+    let size = file
+        .metadata()
+        .map_err(system("examine a model file"))?
+        .len();
+    if size == 0 {
+        return Ok(0);
+    }
+    let page_bytes = rustix::param::page_size() as u64;
+    let n_pages = cachestat(&file, 0, size)
+        .or_else(|_| mincore(&file, 0, size.next_multiple_of(page_bytes), &mut Vec::new()))
+        .map_err(system("ask for resident pages"))?;
+    Ok((n_pages * page_bytes).min(size))
+}
+
 /// Whether the kernel tells the truth to this process: `mincore(2)` calls every page of another user's file resident, and
 /// `cachestat(2)` refuses (EPERM).
 fn may_ask(file: &File, path: &Path) -> io::Result<bool> {

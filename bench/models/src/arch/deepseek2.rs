@@ -29,6 +29,8 @@ pub(crate) struct DeepSeek2 {
     pub(crate) experts_used: u32,
     pub(crate) experts_shared: u64,
     pub(crate) vocab: u64,
+    /// Keys and values are kept compressed. Older files lack what that needs.
+    pub(crate) latent: bool,
     pub(crate) types: Types,
 }
 
@@ -59,6 +61,7 @@ pub(crate) const V2_LITE: DeepSeek2 = DeepSeek2 {
     experts_used: 6,
     experts_shared: 2,
     vocab: 102_400,
+    latent: true,
     types: Types::Q4KM,
 };
 
@@ -80,6 +83,7 @@ pub(crate) const TINY: DeepSeek2 = DeepSeek2 {
     experts_used: 2,
     experts_shared: 1,
     vocab: 384,
+    latent: true,
     types: Types::Experts(GgmlType::Q4_K),
 };
 
@@ -117,12 +121,19 @@ impl DeepSeek2 {
         plan.set("vocab_size", self.vocab as u32)?;
         plan.set("leading_dense_block_count", self.dense_layers as u32)?;
         plan.set("attention.head_count", self.n_head as u32)?;
-        // With latent attention all heads share one key: the compressed one and the position.
-        plan.set("attention.head_count_kv", 1u32)?;
-        plan.set("attention.key_length", (self.kv_rank + self.rope) as u32)?;
-        plan.set("attention.value_length", self.kv_rank as u32)?;
-        plan.set("attention.key_length_mla", (self.nope + self.rope) as u32)?;
-        plan.set("attention.value_length_mla", self.value as u32)?;
+        let (key, value) = ((self.nope + self.rope) as u32, self.value as u32);
+        if self.latent {
+            // All heads share one key: the compressed one and the position.
+            plan.set("attention.head_count_kv", 1u32)?;
+            plan.set("attention.key_length", (self.kv_rank + self.rope) as u32)?;
+            plan.set("attention.value_length", self.kv_rank as u32)?;
+            plan.set("attention.key_length_mla", key)?;
+            plan.set("attention.value_length_mla", value)?;
+        } else {
+            plan.set("attention.head_count_kv", self.n_head as u32)?;
+            plan.set("attention.key_length", key)?;
+            plan.set("attention.value_length", value)?;
+        }
         plan.set("attention.kv_lora_rank", self.kv_rank as u32)?;
         if let Some(rank) = self.q_rank {
             plan.set("attention.q_lora_rank", rank as u32)?;
@@ -175,19 +186,20 @@ impl DeepSeek2 {
         let compressed = [n_embd, kv_rank + self.rope];
         plan.weight(&name("attn_kv_a_mqa"), self.dense(n_embd), &compressed, 1.0)?;
         plan.norm(&name("attn_kv_a_norm"), kv_rank)?;
-        // Rows of the key matrix are shorter than a block of Q4_K.
-        let key = match self.types {
-            Types::Q4KM => GgmlType::Q8_0,
-            Types::Experts(_) => GgmlType::F16,
-        };
-        plan.weight(&name("attn_k_b"), key, &[self.nope, kv_rank, n_head], 1.0)?;
-        let value = self.dense(kv_rank);
-        plan.weight(
-            &name("attn_v_b"),
-            value,
-            &[kv_rank, self.value, n_head],
-            1.0,
-        )?;
+        let decompress = self.dense(kv_rank);
+        if self.latent {
+            // Rows of the key matrix are shorter than a block of Q4_K.
+            let key = match self.types {
+                Types::Q4KM => GgmlType::Q8_0,
+                Types::Experts(_) => GgmlType::F16,
+            };
+            plan.weight(&name("attn_k_b"), key, &[self.nope, kv_rank, n_head], 1.0)?;
+            let value = [kv_rank, self.value, n_head];
+            plan.weight(&name("attn_v_b"), decompress, &value, 1.0)?;
+        } else {
+            let both = [kv_rank, n_head * (self.nope + self.value)];
+            plan.weight(&name("attn_kv_b"), decompress, &both, 1.0)?;
+        }
         let joined = n_head * self.value;
         plan.weight(
             &name("attn_output"),

@@ -17,6 +17,7 @@ pub(crate) struct Llama {
     pub(crate) n_head_kv: u64,
     pub(crate) n_ff: u64,
     pub(crate) vocab: u64,
+    pub(crate) n_ctx: u32,
     pub(crate) tied: bool,
     /// Type of the matrices; Q4_K stands for the Q4_K_M recipe.
     pub(crate) weight_type: GgmlType,
@@ -43,8 +44,34 @@ pub(crate) const DENSE_8B: Llama = Llama {
     n_head_kv: 8,
     n_ff: 14_336,
     vocab: 128_256,
+    n_ctx: 131_072,
     tied: false,
     weight_type: GgmlType::Q4_K,
+    vocabulary: Vocabulary::Bytes,
+};
+
+/// Llama 2 7B: heads do not share keys and values.
+pub(crate) const LLAMA_2_7B: Llama = Llama {
+    name: "Llama 2 7B shape",
+    n_head_kv: 32,
+    n_ff: 11_008,
+    vocab: 32_000,
+    n_ctx: 4096,
+    ..DENSE_8B
+};
+
+/// A model of 3 billion parameters, as Llama 3.2 3B in Q8_0; one tensor is embedding and output.
+pub(crate) const DENSE_3B: Llama = Llama {
+    name: "dense llama 3B shape",
+    layers: 28,
+    n_embd: 3072,
+    n_head: 24,
+    n_head_kv: 8,
+    n_ff: 8192,
+    vocab: 128_256,
+    n_ctx: 131_072,
+    tied: true,
+    weight_type: GgmlType::Q8_0,
     vocabulary: Vocabulary::Bytes,
 };
 
@@ -57,6 +84,7 @@ pub(crate) const TINY: Llama = Llama {
     n_head_kv: 2,
     n_ff: 512,
     vocab: 384,
+    n_ctx: 131_072,
     tied: true,
     weight_type: GgmlType::F16,
     vocabulary: Vocabulary::Bytes,
@@ -66,7 +94,7 @@ impl Llama {
     pub(crate) fn plan(&self) -> Result<Plan, Error> {
         let mut plan = Plan::new("llama", self.name, file_type(self.weight_type))?;
         plan.set("block_count", self.layers as u32)?;
-        plan.set("context_length", 131_072u32)?;
+        plan.set("context_length", self.n_ctx)?;
         plan.set("embedding_length", self.n_embd as u32)?;
         plan.set("feed_forward_length", self.n_ff as u32)?;
         plan.set("attention.head_count", self.n_head as u32)?;

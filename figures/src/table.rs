@@ -1,10 +1,11 @@
-//! Tables as Markdown and as HTML.
+//! Tables as Markdown, HTML and CSV.
 
-use figures::escape;
+use crate::csv::quoted;
+use crate::escape;
 
 /// Names, and a cell for each of them in every row.
-#[derive(Debug, Default)]
-pub(crate) struct Table {
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Table {
     names: Vec<String>,
     right: Vec<bool>,
     rows: Vec<Vec<String>>,
@@ -12,17 +13,22 @@ pub(crate) struct Table {
 
 impl Table {
     /// Adds a column; numbers stand on the `right`.
-    pub(crate) fn column(&mut self, name: &str, right: bool) {
+    pub fn column(&mut self, name: &str, right: bool) {
         self.names.push(name.to_string());
         self.right.push(right);
     }
 
     /// The number of columns.
-    pub(crate) fn width(&self) -> usize {
+    pub fn width(&self) -> usize {
         self.names.len()
     }
 
-    pub(crate) fn row(&mut self, cells: Vec<String>) {
+    /// Adds a row.
+    ///
+    /// # Panics
+    ///
+    /// If it does not have a cell for every column.
+    pub fn row(&mut self, cells: Vec<String>) {
         assert_eq!(
             cells.len(),
             self.names.len(),
@@ -31,8 +37,24 @@ impl Table {
         self.rows.push(cells);
     }
 
+    /// The number of rows.
+    pub fn height(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// With the names in the first line.
+    pub fn csv(&self) -> String {
+        let mut text = String::new();
+        for cells in std::iter::once(&self.names).chain(&self.rows) {
+            let cells: Vec<String> = cells.iter().map(|cell| quoted(cell)).collect();
+            text.push_str(&cells.join(","));
+            text.push('\n');
+        }
+        text
+    }
+
     /// With aligned columns.
-    pub(crate) fn markdown(&self) -> String {
+    pub fn markdown(&self) -> String {
         let rows: Vec<Vec<String>> = self
             .rows
             .iter()
@@ -64,7 +86,7 @@ impl Table {
     }
 
     /// Columns are sorted by a click on their names, which the page's script does.
-    pub(crate) fn html(&self) -> String {
+    pub fn html(&self) -> String {
         let class = |index: usize| {
             if self.right[index] {
                 " class=\"right\""
@@ -123,6 +145,7 @@ mod tests {
             "| name          |   n |\n| ------------- | --: |\n| a\\|b <script> |   7 |\n"
         );
         let html = table.html();
+        assert_eq!(table.csv(), "name,n\na|b <script>,7\n");
         assert!(
             html.contains("<td>a|b &lt;script&gt;</td><td class=\"right\">7</td>"),
             "{html}"

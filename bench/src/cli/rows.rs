@@ -1,0 +1,65 @@
+//! Options of a measurement that are about some of its rows: references, baselines and the pager.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use clap::Args;
+use pager::PolicyName;
+
+use super::positive_seconds;
+use crate::size::{Budget, parse_size};
+use crate::spec::{ReadEngine, Reads, Reference};
+
+/// Conditions of references and baselines.
+#[derive(Debug, Args)]
+pub(crate) struct ReferenceArgs {
+    /// Rows without a limit that all others are also related to, whatever their conditions: stock:none (llama.cpp with all weights in
+    /// memory), stock:none+repack (the same with repacking), or a list. Measured in the same interleaved run
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    pub(super) reference: Vec<Reference>,
+    /// Memory limits of baselines [default: those of --budget]
+    #[arg(long, value_name = "SIZES", value_delimiter = ',')]
+    pub(super) baseline_budget: Vec<Budget>,
+    /// Readaheads of baselines [default: those of --readahead]
+    #[arg(long, value_name = "SIZES", value_delimiter = ',', value_parser = parse_size)]
+    pub(super) baseline_readahead: Vec<u64>,
+    /// Time limit of references and baselines [default: that of --decode-seconds]
+    #[arg(long, value_name = "SECONDS", value_parser = positive_seconds, overrides_with = "baseline_seconds")]
+    pub(super) baseline_seconds: Option<Duration>,
+}
+
+/// Options of the pager.
+#[derive(Debug, Args)]
+pub(crate) struct PagerArgs {
+    /// What the pager evicts: lru, lfu, lfu-decay:0.95, lfu-mix:0.7:0.97:0.2; a list multiplies its rows [default: lfu-decay:0.95]
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    pub(super) policy: Vec<PolicyName>,
+    /// How the pager reads
+    #[arg(long, value_enum, default_value_t = ReadEngine::Auto)]
+    reads: ReadEngine,
+    /// Requests of the pager at a time [default: the pager's]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    read_depth: Option<u16>,
+    /// The pager's largest request; larger reads are split [default: the pager's]
+    #[arg(long, value_name = "SIZE", value_parser = request_size)]
+    request_size: Option<u32>,
+}
+
+impl PagerArgs {
+    pub(super) fn reads(&self) -> Reads {
+        Reads {
+            engine: self.reads,
+            depth: self.read_depth,
+            request_bytes: self.request_size,
+        }
+    }
+
+    /// Whether anything was given.
+    pub(super) fn is_used(&self) -> bool {
+        !self.policy.is_empty() || self.reads() != Reads::default()
+    }
+}
+
+fn request_size(text: &str) -> Result<u32> {
+    Ok(u32::try_from(parse_size(text)?)?)
+}

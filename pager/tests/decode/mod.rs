@@ -1,0 +1,153 @@
+//! Small models that are decoded step by step, mapped and paged.
+#![allow(dead_code, reason = "each test file uses a part of this")]
+
+use std::path::{Path, PathBuf};
+
+use llama_rs::{Backend, Batch, Context, ContextParams, Model, ModelParams, Token};
+use model_shapes::Shape;
+use pager::engine::{EngineChoice, Preference};
+use pager::{Budget, PagedModel, PagerOptions};
+
+/// A folder on the disk that the tests are built on: reads there can be direct.
+pub(crate) fn folder() -> tempfile::TempDir {
+    tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap()
+}
+
+pub(crate) fn model_file(folder: &Path, shape: &str) -> PathBuf {
+    let path = folder.join(format!("{shape}.gguf"));
+    model_shapes::generate(&Shape::by_name(shape).unwrap(), &path, 1, &mut |_, _| {}).unwrap();
+    path
+}
+
+/// A model in the cache folder, or `None` after saying why the test does nothing.
+pub(crate) fn cache_model(name: &str) -> Option<PathBuf> {
+    let variable = |name| std::env::var_os(name).map(PathBuf::from);
+    let cache = variable("FAULTLINE_CACHE")
+        .or_else(|| Some(variable("XDG_CACHE_HOME")?.join("faultline")))
+        .or_else(|| Some(variable("HOME")?.join(".cache/faultline")));
+    let path = cache?.join("models").join(format!("{name}.gguf"));
+    if path.is_file() {
+        return Some(path);
+    }
+    println!(
+        "skipped: {} is not there (scripts/fetch-models.sh)",
+        path.display()
+    );
+    None
+}
+
+/// A model that the kernel maps, without repacking.
+pub(crate) fn mapped_params() -> ModelParams {
+    ModelParams {
+        repack: false,
+        ..ModelParams::default()
+    }
+}
+
+pub(crate) fn context_params(n_ctx: u32) -> ContextParams {
+    ContextParams {
+        n_ctx,
+        n_batch: 16,
+        n_ubatch: 4,
+        n_threads: 2,
+        n_threads_batch: 2,
+        ..ContextParams::default()
+    }
+}
+
+/// For [`logits`]: the prompt takes several ubatches.
+pub(crate) fn context_of_threads(threads: u32) -> ContextParams {
+    ContextParams {
+        n_batch: 32,
+        n_ubatch: 8,
+        n_threads: threads,
+        n_threads_batch: threads,
+        ..context_params(256)
+    }
+}
+
+pub(crate) fn mapped(path: &Path) -> Model {
+    Model::load(&Backend::init(), path, &mapped_params()).unwrap()
+}
+
+/// The process's own memory does not count, so that budgets depend on the model alone.
+pub(crate) fn options(budget_bytes: u64, engine: EngineChoice) -> PagerOptions {
+    PagerOptions {
+        reads: Preference {
+            engine,
+            ..Preference::default()
+        },
+        process_bytes: Some(0),
+        ..PagerOptions::with_budget(Budget::Bytes(budget_bytes))
+    }
+}
+
+pub(crate) fn paged(path: &Path, options: PagerOptions) -> PagedModel {
+    PagedModel::load(&Backend::init(), path, &mapped_params(), options).unwrap()
+}
+
+/// The smallest budget that works for a model in a context of this size.
+pub(crate) fn smallest_budget(path: &Path, n_ctx: u32) -> u64 {
+    let model = paged(path, options(1 << 40, EngineChoice::Auto));
+    let (_, pager) = model.context(&context_params(n_ctx)).unwrap();
+    pager.plan().budget_min_bytes
+}
+
+/// Greedy decoding, one step at a time. A step that failed can be tried again.
+pub(crate) struct Decoder {
+    batch: Batch,
+    /// Of the tokens in the KV cache.
+    n_past: i32,
+    n_in_batch: i32,
+}
+
+impl Decoder {
+    /// The first step will be a prompt of this many tokens.
+    pub(crate) fn new(n_prompt: i32) -> Decoder {
+        let mut batch = Batch::new(n_prompt.max(1) as usize, 1);
+        for position in 0..n_prompt {
+            let token = Token((position * 7 + 3) % 64);
+            let is_last = position + 1 == n_prompt;
+            batch.add(token, position, &[0], is_last).unwrap();
+        }
+        Decoder {
+            batch,
+            n_past: 0,
+            n_in_batch: n_prompt,
+        }
+    }
+
+    /// Computes a step and chooses its token. Gives the logits as bits.
+    pub(crate) fn step(&mut self, context: &mut Context<'_>) -> llama_rs::Result<Vec<u32>> {
+        context.decode(&self.batch)?;
+        let row = context.logits(-1)?;
+        let best = (0..row.len())
+            .rev()
+            .max_by(|&a, &b| row[a].total_cmp(&row[b]));
+        let bits = row.iter().map(|value| value.to_bits()).collect();
+        self.n_past += self.n_in_batch;
+        self.n_in_batch = 1;
+        self.batch.clear();
+        let token = Token(best.expect("a vocabulary") as i32);
+        self.batch.add(token, self.n_past, &[0], true)?;
+        Ok(bits)
+    }
+}
+
+/// The logits of each of `n_steps` steps of a mapped model after a prompt of `n_prompt` tokens.
+pub(crate) fn expected(path: &Path, n_ctx: u32, n_prompt: i32, n_steps: usize) -> Vec<Vec<u32>> {
+    let model = mapped(path);
+    let mut context = Context::new(&model, &context_params(n_ctx)).unwrap();
+    let mut decoder = Decoder::new(n_prompt);
+    (0..n_steps)
+        .map(|_| decoder.step(&mut context).unwrap())
+        .collect()
+}
+
+/// The logits of a prompt of 21 tokens and of greedy steps after it.
+pub(crate) fn logits(context: &mut Context<'_>, n_steps: usize) -> Vec<Vec<u32>> {
+    let mut decoder = Decoder::new(21);
+    (0..=n_steps)
+        .map(|_| decoder.step(context).unwrap())
+        .collect()
+}

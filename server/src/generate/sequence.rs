@@ -1,0 +1,133 @@
+//! One request while it is computed.
+
+use std::time::Instant;
+
+use llama_rs::Token;
+
+use super::stop::TextStream;
+use super::{Event, Failure, FinishReason, Finished, Job};
+
+/// A request with its tokens.
+#[derive(Debug)]
+pub(super) struct Sequence<S> {
+    job: Job,
+    pub(super) sampler: S,
+    /// Its sequence in the KV cache, which no other request has.
+    pub(super) slot: u32,
+    /// The prompt and what was generated.
+    pub(super) tokens: Vec<Token>,
+    /// Tokens that are in the KV cache.
+    pub(super) n_past: usize,
+    /// Whether it has room in the KV cache. It loses that when others need it, and begins again later.
+    pub(super) is_admitted: bool,
+    n_prompt: usize,
+    n_max: usize,
+    text: TextStream,
+    started: Instant,
+    first_token: Option<Instant>,
+}
+
+impl<S> Sequence<S> {
+    /// Tells the listener that the prompt was accepted.
+    pub(super) fn new(
+        mut job: Job,
+        sampler: S,
+        slot: u32,
+        prompt: Vec<Token>,
+        n_ctx: usize,
+    ) -> Self {
+        let n_max = job
+            .request
+            .sampling
+            .max_tokens
+            .map_or(n_ctx, |count| count as usize);
+        let sequence = Sequence {
+            text: TextStream::new(std::mem::take(&mut job.request.stop)),
+            n_prompt: prompt.len(),
+            tokens: prompt,
+            job,
+            sampler,
+            slot,
+            n_past: 0,
+            is_admitted: false,
+            n_max,
+            started: Instant::now(),
+            first_token: None,
+        };
+        sequence.send(Event::Started {
+            n_prompt: sequence.n_prompt as u32,
+        });
+        sequence
+    }
+
+    /// Whether nobody listens any more.
+    pub(super) fn is_cancelled(&self) -> bool {
+        self.job.events.is_closed()
+    }
+
+    /// Tokens that are not in the KV cache yet. At least one.
+    pub(super) fn pending(&self) -> &[Token] {
+        &self.tokens[self.n_past..]
+    }
+
+    /// Whether it computes its prompt rather than a single token.
+    pub(super) fn is_prompt(&self) -> bool {
+        self.tokens.len() - self.n_past > 1
+    }
+
+    pub(super) fn n_generated(&self) -> usize {
+        self.tokens.len() - self.n_prompt
+    }
+
+    /// Takes a token that was chosen; the reason if it was the last one.
+    pub(super) fn accept(
+        &mut self,
+        token: Token,
+        is_end: bool,
+        piece: &[u8],
+    ) -> Option<FinishReason> {
+        self.first_token.get_or_insert_with(Instant::now);
+        self.tokens.push(token);
+        if is_end {
+            return Some(FinishReason::Stop);
+        }
+        let text = self.text.push(piece);
+        self.send_text(text);
+        if self.text.is_stopped() {
+            return Some(FinishReason::Stop);
+        }
+        (self.n_generated() >= self.n_max).then_some(FinishReason::Length)
+    }
+
+    /// Tells the listener the end.
+    pub(super) fn finish(mut self, reason: FinishReason) -> Finished {
+        let rest = self.text.finish();
+        self.send_text(rest);
+        let now = Instant::now();
+        let first = self.first_token.unwrap_or(now);
+        let finished = Finished {
+            reason,
+            n_prompt: self.n_prompt as u32,
+            n_generated: self.n_generated() as u32,
+            prompt_time: first - self.started,
+            generate_time: now - first,
+        };
+        self.send(Event::Done(finished));
+        finished
+    }
+
+    pub(super) fn fail(self, failure: Failure) {
+        self.send(Event::Failed(failure));
+    }
+
+    fn send_text(&self, text: String) {
+        if !text.is_empty() {
+            self.send(Event::Text(text));
+        }
+    }
+
+    /// A listener that went away is noticed before the next step.
+    fn send(&self, event: Event) {
+        let _ = self.job.events.send(event);
+    }
+}
