@@ -129,10 +129,8 @@ fn every_question_has_a_verb_in_every_form() {
         assert!(keys.contains_key(question), "{question}");
     }
     let facts = report(&log, &["-o", "csv"]);
-    assert!(
-        facts.starts_with("question,name,value\nwaste,unread_bytes,"),
-        "{facts}"
-    );
+    assert!(facts.starts_with("question,name,value\nwaste,"), "{facts}");
+    assert!(facts.contains("\nwaste,unread_bytes,"), "{facts}");
 }
 
 #[test]

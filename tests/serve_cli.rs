@@ -617,31 +617,20 @@ fn check_compares_with_thresholds() {
         "{table}{notes}"
     );
     // Repacked weights are copies beside the mapping.
+    let tiny = tiny_model(folder.path(), "tiny-gpt-oss");
     let config = folder.path().join("copies.toml");
-    std::fs::write(
-        &config,
-        model("small", &path, "").replace("repack = false", "repack = true"),
-    )
-    .unwrap();
-    let output = faultline()
+    let text = model("tiny", &tiny, "").replace("repack = false", "repack = true");
+    std::fs::write(&config, text).unwrap();
+    let mut command = faultline();
+    command
         .args(["check", "--format", "json", "--config"])
-        .arg(&config)
-        .output()
-        .unwrap();
+        .arg(&config);
+    let output = command.output().unwrap();
     let report: Value = serde_json::from_str(&stdout(&output)).unwrap();
-    let mapping = report["rows"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .find(|row| row["what"] == "mapping")
-        .unwrap();
-    assert!(
-        mapping["value"]
-            .as_str()
-            .unwrap()
-            .contains("repack = false"),
-        "{mapping}"
-    );
+    let rows = report["rows"].as_array().unwrap();
+    let mapping = rows.iter().find(|row| row["what"] == "mapping").unwrap();
+    let found = mapping["value"].as_str().unwrap();
+    assert!(found.contains("repack = false"), "{mapping}");
     assert_eq!(
         (output.status.code(), &mapping["verdict"]),
         (Some(1), &json!("fail"))

@@ -86,6 +86,9 @@ fn decode_through(
     ends
 }
 
+/// A name, and what is done to a file.
+type Case = (&'static str, fn(&Path));
+
 struct Fixture {
     folder: tempfile::TempDir,
     original: PathBuf,
@@ -118,7 +121,7 @@ impl Fixture {
 fn a_file_whose_name_is_gone_is_read_on() {
     in_child("a_file_whose_name_is_gone_is_read_on", || {
         let fixture = Fixture::new();
-        let damages: [(&str, fn(&Path)); 3] = [
+        let damages: [Case; 3] = [
             ("deleted", |path| fs::remove_file(path).unwrap()),
             ("replaced", |path| {
                 let other = path.with_extension("new");
@@ -126,7 +129,7 @@ fn a_file_whose_name_is_gone_is_read_on() {
                 fs::rename(other, path).unwrap();
             }),
             ("unreadable", |path| {
-                fs::set_permissions(path, Permissions::from_mode(0)).unwrap();
+                fs::set_permissions(path, Permissions::from_mode(0o000)).unwrap();
             }),
         ];
         for engine in engines() {
@@ -155,7 +158,7 @@ fn a_file_that_is_cut_or_written_to_ends_the_decode_by_its_name() {
         "a_file_that_is_cut_or_written_to_ends_the_decode_by_its_name",
         || {
             let fixture = Fixture::new();
-            let damages: [(&str, fn(&Path)); 3] = [
+            let damages: [Case; 3] = [
                 ("cut to a page", |path| {
                     let file = OpenOptions::new().write(true).open(path).unwrap();
                     file.set_len(4096).unwrap();

@@ -246,6 +246,22 @@ pub(crate) fn lock(files: &[MappedFile]) -> io::Result<u64> {
     Ok(locked_bytes)
 }
 
+/// Blocks from this size on are mappings of their own, which go back to the system when they are freed.
+#[cfg(target_env = "gnu")]
+const OWN_MAPPING_BYTES: libc::c_int = 256 << 10;
+
+/// Keeps large blocks out of the heaps of threads, for the whole process. By itself malloc raises the size from which it maps
+/// blocks up to the largest one that was freed (32 MiB at most), and the end of a thread's heap is not given back: mallopt(3).
+#[cfg(target_env = "gnu")]
+pub(crate) fn map_large_blocks() {
+    // SAFETY: mallopt(3) only changes how later allocations are made; any thread may call it.
+    unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, OWN_MAPPING_BYTES) };
+}
+
+/// Other C libraries have no such call.
+#[cfg(not(target_env = "gnu"))]
+pub(crate) fn map_large_blocks() {}
+
 /// Gives freed memory that the heap keeps back to the system.
 #[cfg(target_env = "gnu")]
 pub(crate) fn trim_heap() {

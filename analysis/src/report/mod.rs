@@ -287,7 +287,7 @@ impl Report {
             "{}: {}, {}, {} and {} generated, in {}",
             about.log,
             model.map_or("no model".into(), |name| name.to_string_lossy()),
-            plural(about.n_accesses, "access").replace("accesss", "accesses"),
+            plural(about.n_accesses, "read"),
             plural(about.n_prompt_tokens, "token") + " of prompts",
             count(about.n_decode_tokens),
             crate::text::duration(about.duration_ns)

@@ -25,8 +25,9 @@ pub struct LlamaEngine {
 }
 
 impl LlamaEngine {
-    /// Initialises llama.cpp.
+    /// Initialises llama.cpp, and sees to it that what models free goes back to the system.
     pub fn new() -> LlamaEngine {
+        memory::map_large_blocks();
         LlamaEngine {
             backend: Backend::init(),
         }
