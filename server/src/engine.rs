@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, TryRecvError};
+use std::sync::mpsc::Receiver;
 
 use crate::config::ModelConfig;
 use crate::counters::ModelCounters;
@@ -110,10 +110,8 @@ impl Session {
 
     /// The next job, if there is one.
     pub fn try_next(&self) -> Option<Job> {
-        match self.jobs.try_recv() {
-            Ok(job) => Some(job),
-            Err(TryRecvError::Empty | TryRecvError::Disconnected) => None,
-        }
+        // A channel that is closed is noticed by `wait`.
+        self.jobs.try_recv().ok()
     }
 
     /// Becomes true when whatever is computed is not wanted any more: the server ends and does not wait longer.

@@ -176,7 +176,10 @@ fn is_header_text(key: &str) -> bool {
 }
 
 fn limits(source: &Source<'_>, file: &LimitsFile) -> Result<Limits, ConfigError> {
-    if let Some(ratio) = file.zram_ratio.filter(|ratio| !(*ratio > 0.0)) {
+    if let Some(ratio) = file
+        .zram_ratio
+        .filter(|ratio| ratio.is_nan() || *ratio <= 0.0)
+    {
         let problem = format!("{ratio} is not a number above 0");
         return Err(source.error(0, "limits.zram_ratio".to_owned(), problem));
     }

@@ -300,10 +300,7 @@ impl<'a, D: Decoder> Batcher<'a, D> {
         };
         let sequence = self.remove(index);
         match end {
-            Ok(reason) => {
-                let finished = sequence.finish(reason);
-                self.counters.finished(&finished);
-            }
+            Ok(reason) => sequence.finish(reason, self.counters),
             Err(failure) => sequence.fail(failure),
         }
     }

@@ -6,6 +6,7 @@ use llama_rs::Token;
 
 use super::stop::TextStream;
 use super::{Event, Failure, FinishReason, Finished, Job};
+use crate::counters::ModelCounters;
 
 /// A request with its tokens.
 #[derive(Debug)]
@@ -99,8 +100,8 @@ impl<S> Sequence<S> {
         (self.n_generated() >= self.n_max).then_some(FinishReason::Length)
     }
 
-    /// Tells the listener the end.
-    pub(super) fn finish(mut self, reason: FinishReason) -> Finished {
+    /// Counts the end, gives the model back, and tells the listener: whoever has an answer finds everything as it is after it.
+    pub(super) fn finish(mut self, reason: FinishReason, counters: &ModelCounters) {
         let rest = self.text.finish();
         self.send_text(rest);
         let now = Instant::now();
@@ -112,12 +113,18 @@ impl<S> Sequence<S> {
             prompt_time: first - self.started,
             generate_time: now - first,
         };
-        self.send(Event::Done(finished));
-        finished
+        counters.finished(&finished);
+        self.end(Event::Done(finished));
     }
 
     pub(super) fn fail(self, failure: Failure) {
-        self.send(Event::Failed(failure));
+        self.end(Event::Failed(failure));
+    }
+
+    fn end(self, event: Event) {
+        let Job { events, lease, .. } = self.job;
+        drop(lease);
+        let _ = events.send(event);
     }
 
     fn send_text(&self, text: String) {
