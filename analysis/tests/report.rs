@@ -6,7 +6,7 @@ use std::path::Path;
 
 use analysis::log::Log;
 use analysis::report::{self, Layout, Options, Question, Report};
-use naive::Naive;
+use naive::{Naive, gini};
 use tracer::{
     Access, BlockRead, Extent, ExtentFlags, Fault, Flags, KernelMark, LogReader, LogWriter,
     ModelFile, NO_STEP, Node, OnFull, Op, Record, Resident, Tables, Tensor, WHOLE,
@@ -618,4 +618,39 @@ fn a_step_that_is_longer_than_a_record_can_say_ends_with_its_last_read() {
     assert_eq!(timeline.tokens.unwrap().max_ns, end_ns - begin_ns);
     assert_eq!(timeline.longest, Some((0, end_ns - begin_ns)));
     assert_eq!(timeline.first_token_ns, Some(end_ns));
+}
+
+#[test]
+fn skew_is_told_by_sequence_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("run.ftrace");
+    let mut writer = Writer::create(&path, 1 << 20);
+    for step in 0..90 {
+        // The second conversation begins at position 0.
+        if step == 30 {
+            writer.position = 0;
+        }
+        writer.step(step, 1, false);
+    }
+    writer.log.finish().unwrap();
+    let experts = check(&path).experts.unwrap();
+    let mut uses = [[[0u64; N_EXPERTS as usize]; 2]; 2];
+    for record in LogReader::open(&path)
+        .unwrap()
+        .records()
+        .map(Result::unwrap)
+    {
+        if record.op == Op::MUL_MAT_ID {
+            let layer = (record.tensor - UP) / PER_LAYER;
+            uses[usize::from(record.step >= 30)][layer as usize][record.slice as usize] += 1;
+        }
+    }
+    let per = experts.per_sequence.unwrap();
+    let expected = uses.iter().flatten().map(|uses| gini(uses)).sum::<f64>() / 4.0;
+    assert_eq!(per.n, 2);
+    assert!(
+        (per.gini - expected).abs() < 1e-9,
+        "{} is not {expected}",
+        per.gini
+    );
 }

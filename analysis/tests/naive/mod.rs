@@ -366,7 +366,7 @@ impl Naive {
 }
 
 /// The mean difference of two, divided by twice the mean.
-fn gini(uses: &[u64]) -> f64 {
+pub(crate) fn gini(uses: &[u64]) -> f64 {
     let mut differences = 0.0;
     for a in uses {
         for b in uses {
