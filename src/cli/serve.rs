@@ -94,7 +94,7 @@ EXIT CODES:
 #[derive(Debug, Args)]
 #[command(after_help = CHECK_EXAMPLES)]
 pub(crate) struct CheckArgs {
-    /// The configuration; its table [limits] has the thresholds.
+    /// The configuration; its table `limits` has the thresholds.
     #[arg(short, long, value_name = "FILE")]
     pub(crate) config: PathBuf,
 
