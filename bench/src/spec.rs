@@ -538,13 +538,15 @@ pub(crate) struct WorkerSpec {
 }
 
 /// How the pager reads. `None` is its default.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Reads {
     pub(crate) engine: ReadEngine,
     /// Requests at a time.
     pub(crate) depth: Option<u16>,
     /// Larger reads are split.
     pub(crate) request_bytes: Option<u32>,
+    /// Experts that the next layer uses with at least this probability are read ahead.
+    pub(crate) lookahead: Option<f64>,
 }
 
 /// Which engine reads for the pager.

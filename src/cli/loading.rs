@@ -65,7 +65,7 @@ pub(crate) struct PagerArgs {
     #[arg(long, value_name = "SIZE", help_heading = "Loading")]
     budget: Option<Budget>,
 
-    /// With --prefetch pager: which expert gives way to another one: lru, lfu, lfu-decay:0.95 or lfu-mix [default: lfu-decay:0.95].
+    /// With --prefetch pager: which expert gives way to another one: lru, lfu, lfu-decay:0.95, lfu-mix or next-use [default: next-use].
     #[arg(long, value_name = "NAME", help_heading = "Loading")]
     policy: Option<PolicyName>,
 }

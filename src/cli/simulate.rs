@@ -19,6 +19,7 @@ POLICIES:
   lfu            the least frequently used one
   lfu-decay:D    the same, where all counts are multiplied by D before each token
   lfu-mix        the one used least by the last few tokens (a fifth of the value) and by some dozens (the rest)
+  next-use       the one that is expected to be used again last, by what was learned from the tokens so far
   belady         the one whose next use is farthest away: what no policy can beat if all slices have the same size
 
 EXIT CODES: 0 done, 1 failure while running, 2 bad input";

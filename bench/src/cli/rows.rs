@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::Args;
 use pager::PolicyName;
 
@@ -31,7 +31,7 @@ pub(crate) struct ReferenceArgs {
 /// Options of the pager.
 #[derive(Debug, Args)]
 pub(crate) struct PagerArgs {
-    /// What the pager evicts: lru, lfu, lfu-decay:0.95, lfu-mix:0.7:0.97:0.2; a list multiplies its rows [default: lfu-decay:0.95]
+    /// What the pager evicts: lru, lfu, lfu-decay:0.95, lfu-mix:0.7:0.97:0.2, next-use; a list multiplies its rows [default: next-use]
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     pub(super) policy: Vec<PolicyName>,
     /// How the pager reads
@@ -43,6 +43,9 @@ pub(crate) struct PagerArgs {
     /// The pager's largest request; larger reads are split [default: the pager's]
     #[arg(long, value_name = "SIZE", value_parser = request_size)]
     request_size: Option<u32>,
+    /// The pager reads experts ahead that the next layer uses with at least this probability [default: none]
+    #[arg(long, value_name = "PROBABILITY", value_parser = probability)]
+    lookahead: Option<f64>,
 }
 
 impl PagerArgs {
@@ -51,12 +54,20 @@ impl PagerArgs {
             engine: self.reads,
             depth: self.read_depth,
             request_bytes: self.request_size,
+            lookahead: self.lookahead,
         }
     }
 
     /// Whether anything was given.
     pub(super) fn is_used(&self) -> bool {
         !self.policy.is_empty() || self.reads() != Reads::default()
+    }
+}
+
+fn probability(text: &str) -> Result<f64> {
+    match text.parse::<f64>() {
+        Ok(number) if (0.0..=1.0).contains(&number) => Ok(number),
+        _ => bail!("`{text}` is not a number from 0 to 1"),
     }
 }
 

@@ -32,6 +32,7 @@ pub(super) fn options(spec: &WorkerSpec) -> Result<PagerOptions> {
             request_bytes_max: reads.request_bytes.unwrap_or(default.request_bytes_max),
             ..default
         },
+        lookahead: reads.lookahead,
         ..PagerOptions::default()
     })
 }
