@@ -6,25 +6,22 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use decode::{cache_model, context_of_threads, logits, mapped_params, model_file};
+use decode::{Decoder, cache_model, context_of_threads, logits, mapped_params, model_file};
 use llama_rs::{Backend, Batch, Context, Error, Model, Token};
-use pager::engine::{EngineChoice, Preference};
-use pager::{Budget, PagedModel, Pager, PagerOptions};
+use pager::engine::{EngineChoice, Fault, Faults};
+use pager::{PagedModel, Pager, PagerOptions};
 
 const STEPS: usize = 32;
 
-fn paged(path: &Path, budget_bytes: u64, engine: EngineChoice) -> PagedModel {
-    let options = PagerOptions {
-        budget: Budget::Bytes(budget_bytes),
-        reads: Preference {
-            engine,
-            ..Preference::default()
-        },
-        process_bytes: Some(0),
+fn options(budget_bytes: u64, engine: EngineChoice) -> PagerOptions {
+    PagerOptions {
         dense_on_demand: true,
-        ..PagerOptions::default()
-    };
-    PagedModel::load(&Backend::init(), path, &mapped_params(), options).unwrap()
+        ..decode::options(budget_bytes, engine)
+    }
+}
+
+fn paged(path: &Path, budget_bytes: u64, engine: EngineChoice) -> PagedModel {
+    decode::paged(path, options(budget_bytes, engine))
 }
 
 /// The smallest budget, and one with which half of what it streams stays in memory.
@@ -210,4 +207,45 @@ fn paged_error(model: &PagedModel, context: &mut Context<'_>) -> String {
         }
     };
     error.to_string()
+}
+
+/// A device with faults that pass, and one that is gone for a while: a read ahead that fails ends no step that can do without it.
+#[test]
+fn faults_change_no_logit_and_end_only_what_needs_the_matrix() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = model_file(folder.path(), "tiny-llama-untied-q4_k");
+    let whole = expected(&path);
+    let single = decode::expected(&path, 256, 1, STEPS);
+    let budget_bytes = budgets(&path)[0];
+    for engine in [EngineChoice::Auto, EngineChoice::Threads] {
+        let model = paged(&path, budget_bytes, engine);
+        let options = options(budget_bytes, engine);
+        let mut context = Context::new(model.model(), &context_of_threads(2)).unwrap();
+        let faults = Faults::random(5, 150);
+        let pager = model.attach_faulty(&mut context, options, faults).unwrap();
+        assert!(logits(&mut context, STEPS) == whole);
+        assert!(pager.read_counters().n_retries > 4);
+
+        context.clear_kv();
+        let n_broken = 300;
+        let faults = Faults::script((0..n_broken).map(|_| Some(Fault::Eio)));
+        let _pager = model.attach_faulty(&mut context, options, faults).unwrap();
+        let mut decoder = Decoder::new(1);
+        let (mut n_done, mut n_failed) = (0, 0);
+        while n_done < single.len() {
+            match decoder.step(&mut context) {
+                Ok(logits) => {
+                    assert!(logits == single[n_done], "{engine:?}, step {n_done}");
+                    n_done += 1;
+                }
+                Err(error) => {
+                    let error = error.to_string();
+                    assert!(error.contains("Input/output error"), "{error}");
+                    n_failed += 1;
+                    assert!(n_failed <= n_broken / 4, "the device is back: {error}");
+                }
+            }
+        }
+        assert!(n_failed > 0, "{n_broken} errors were retried away");
+    }
 }

@@ -4,10 +4,10 @@ mod decode;
 
 use std::path::Path;
 
-use decode::{context_of_threads, logits, mapped_params, model_file};
+use decode::{context_of_threads, logits, mapped_params, model_file, options};
 use llama_rs::{Backend, Batch, Context, Model, Token};
-use pager::engine::{EngineChoice, Preference};
-use pager::{Budget, PagedModel, PagerError, PagerOptions};
+use pager::engine::EngineChoice;
+use pager::{PagedModel, PagerError};
 
 const SHAPES: [&str; 4] = [
     "tiny-gpt-oss-f16",
@@ -18,16 +18,7 @@ const SHAPES: [&str; 4] = [
 const STEPS: usize = 40;
 
 fn paged(path: &Path, budget_bytes: u64, engine: EngineChoice) -> Result<PagedModel, PagerError> {
-    let reads = Preference {
-        engine,
-        ..Preference::default()
-    };
-    let options = PagerOptions {
-        budget: Budget::Bytes(budget_bytes),
-        reads,
-        process_bytes: Some(0),
-        ..PagerOptions::default()
-    };
+    let options = options(budget_bytes, engine);
     PagedModel::load(&Backend::init(), path, &mapped_params(), options)
 }
 
