@@ -186,7 +186,11 @@ fn every_page_that_was_not_in_memory_faults_before_its_first_access_ends() {
         .filter(|record| record.step == NO_STEP)
         .map(|record| u64::from(record.slice))
         .sum();
-    assert_eq!(at_start, 0, "nothing was in memory before the first step");
+    // Pages that wait in a CPU's batch (mm/swap.c, 31 of them at most) stay when the kernel is asked to drop a file's pages.
+    assert!(
+        at_start <= 31,
+        "{at_start} pages were in memory before the first step"
+    );
     let n_tensors = tables.tensors.len();
     assert_eq!(snapshots.count(), (2 + STEPS as usize) * n_tensors);
 
