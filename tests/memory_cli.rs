@@ -46,7 +46,13 @@ fn read_program() {
     io::copy(&mut File::open(program).unwrap(), &mut io::sink()).unwrap();
 }
 
-/// What was predicted is within 3 % of what the process held. The context is as short as the prompt that is measured, so that
+/// Within 3 %, or within what the program's own pages vary by, which for a tiny model is more.
+fn is_close(predicted_bytes: f64, held_bytes: f64) -> bool {
+    const PROGRAM_BYTES: f64 = (4 << 20) as f64;
+    (predicted_bytes - held_bytes).abs() <= (0.03 * held_bytes).max(PROGRAM_BYTES)
+}
+
+/// What was predicted is close to what the process held. The context is as short as the prompt that is measured, so that
 /// it is full. Pages of files that the kernel has taken back meanwhile count as held: no prediction knows of those.
 #[track_caller]
 fn assert_predicted(model: &Path, arguments: &[&str]) {
@@ -66,10 +72,10 @@ fn assert_predicted(model: &Path, arguments: &[&str]) {
         (bytes(&held["anonymous_bytes"]) + bytes(&held["file_bytes"]) + taken_back) as f64
     };
     let predicted = bytes(&report["totals"]["held_bytes"]) as f64;
-    let ratio = predicted / resident(&measured["held"]);
+    let held = resident(&measured["held"]);
     assert!(
-        (0.97..=1.03).contains(&ratio),
-        "{}: {ratio}: {report:#}",
+        is_close(predicted, held),
+        "{}: {predicted} for {held}: {report:#}",
         model.display()
     );
     let at_load: u64 = base["parts"]
@@ -78,10 +84,10 @@ fn assert_predicted(model: &Path, arguments: &[&str]) {
         .iter()
         .map(|part| bytes(&part["at_load_bytes"]))
         .sum();
-    let ratio = at_load as f64 / resident(&measured["at_load"]);
+    let held = resident(&measured["at_load"]);
     assert!(
-        (0.97..=1.03).contains(&ratio),
-        "{}: at load {ratio}: {report:#}",
+        is_close(at_load as f64, held),
+        "{}: at load {at_load} for {held}: {report:#}",
         model.display()
     );
     // To the byte, where it is not a matter of touched pages.
