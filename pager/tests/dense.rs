@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use decode::{Decoder, cache_model, context_of_threads, logits, mapped_params, model_file};
+use decode::{
+    cache_model, context_of_threads, decode_until_it_works, logits, mapped_params, model_file,
+};
 use llama_rs::{Backend, Batch, Context, Error, Model, Token};
 use pager::engine::{EngineChoice, Fault, Faults};
 use pager::{PagedModel, Pager, PagerOptions};
@@ -230,22 +232,6 @@ fn faults_change_no_logit_and_end_only_what_needs_the_matrix() {
         let n_broken = 300;
         let faults = Faults::script((0..n_broken).map(|_| Some(Fault::Eio)));
         let _pager = model.attach_faulty(&mut context, options, faults).unwrap();
-        let mut decoder = Decoder::new(1);
-        let (mut n_done, mut n_failed) = (0, 0);
-        while n_done < single.len() {
-            match decoder.step(&mut context) {
-                Ok(logits) => {
-                    assert!(logits == single[n_done], "{engine:?}, step {n_done}");
-                    n_done += 1;
-                }
-                Err(error) => {
-                    let error = error.to_string();
-                    assert!(error.contains("Input/output error"), "{error}");
-                    n_failed += 1;
-                    assert!(n_failed <= n_broken / 4, "the device is back: {error}");
-                }
-            }
-        }
-        assert!(n_failed > 0, "{n_broken} errors were retried away");
+        decode_until_it_works(&mut context, &single, n_broken, || ());
     }
 }

@@ -186,7 +186,7 @@ pub struct Preference {
     /// When two requests or more are in the kernel and ask for this many bytes together, the others wait: reads then end one after
     /// the other in their order, and not all of them when the last one does.
     pub in_flight_bytes: u32,
-    /// How many of them may be prefetch reads, at least 1.
+    /// How many of the requests in the kernel may be prefetch reads, at least 1.
     pub prefetch_depth: u16,
     /// Reads above this size are split into requests of it. 64 KiB to 8 MiB, a multiple of 4096.
     pub request_bytes_max: u32,

@@ -134,6 +134,34 @@ impl Decoder {
     }
 }
 
+/// Decodes on a device of which the first `n_broken` attempts fail: each step gives the logits that are expected, or an error, and
+/// then it is tried again. One token at a time: of a prompt in parts, those before the failure would stay.
+pub(crate) fn decode_until_it_works(
+    context: &mut Context<'_>,
+    expected: &[Vec<u32>],
+    n_broken: usize,
+    mut after_error: impl FnMut(),
+) {
+    let mut decoder = Decoder::new(1);
+    let (mut n_done, mut n_failed) = (0, 0);
+    while n_done < expected.len() {
+        match decoder.step(context) {
+            Ok(logits) => {
+                assert!(logits == expected[n_done], "step {n_done}");
+                n_done += 1;
+            }
+            Err(error) => {
+                let error = error.to_string();
+                assert!(error.contains("Input/output error"), "{error}");
+                n_failed += 1;
+                assert!(n_failed <= n_broken / 4, "the device is back: {error}");
+                after_error();
+            }
+        }
+    }
+    assert!(n_failed > 0, "{n_broken} errors were retried away");
+}
+
 /// The logits of each of `n_steps` steps of a mapped model after a prompt of `n_prompt` tokens.
 pub(crate) fn expected(path: &Path, n_ctx: u32, n_prompt: i32, n_steps: usize) -> Vec<Vec<u32>> {
     let model = mapped(path);
