@@ -9,6 +9,8 @@ use std::process::Output;
 
 use common::{assert_bad_input, faultline, stderr, stdout, tiny_model};
 use gguf::{Gguf, ModelFiles};
+use parquet::file::reader::{FileReader, SerializedFileReader};
+use parquet::record::Field;
 use serde_json::Value;
 use tracer::LogReader;
 
@@ -130,6 +132,54 @@ fn extents_cover_every_tensor() {
 }
 
 #[test]
+fn parquet_has_the_columns_of_the_csv() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = tiny_model(folder.path(), "tiny-gpt-oss");
+    let extents = match tracer::extents(&model) {
+        Ok(_) => &["--extents"][..],
+        Err(_) => &[],
+    };
+    let csv = csv_rows(&map(&model, &[&["-o", "csv"], extents].concat()).stdout);
+    let output = map(&model, &[&["-o", "parquet"], extents].concat());
+    assert!(output.status.success(), "{}", stderr(&output));
+    let path = folder.path().join("map.parquet");
+    fs::write(&path, &output.stdout).unwrap();
+    let reader = SerializedFileReader::new(fs::File::open(&path).unwrap()).unwrap();
+    let about = reader.metadata().file_metadata().key_value_metadata();
+    let digest = about
+        .unwrap()
+        .iter()
+        .find(|pair| pair.key == "faultline.model_digest");
+    let map = map_json(&model, &[]);
+    assert_eq!(
+        digest.unwrap().value.as_deref(),
+        map["model_digest"].as_str()
+    );
+    let mut n_without_layer = 0;
+    let rows: Vec<HashMap<String, String>> = reader
+        .get_row_iter(None)
+        .unwrap()
+        .map(|row| {
+            let row = row.unwrap();
+            let cells = row.get_column_iter().map(|(name, field)| {
+                let text = match field {
+                    Field::Null => {
+                        n_without_layer += 1;
+                        String::new()
+                    }
+                    Field::Str(text) => text.clone(),
+                    number => number.to_string(),
+                };
+                (name.clone(), text)
+            });
+            cells.collect()
+        })
+        .collect();
+    assert_eq!(rows, csv);
+    assert!(n_without_layer > 0, "the output is of no layer");
+}
+
+#[test]
 fn a_file_that_is_no_model_is_bad_input() {
     let folder = tempfile::tempdir().unwrap();
     let model = tiny_model(folder.path(), "tiny-llama");
@@ -140,7 +190,7 @@ fn a_file_that_is_no_model_is_bad_input() {
     fs::write(&other, "something else").unwrap();
     for path in [&cut, &other, &folder.path().join("missing.gguf")] {
         let name = path.display().to_string();
-        for format in ["text", "csv", "json"] {
+        for format in ["text", "csv", "parquet", "json"] {
             assert_bad_input(&map(path, &["-o", format]), &[&name]);
         }
     }

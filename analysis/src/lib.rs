@@ -7,6 +7,7 @@
 //! Nothing here links llama.cpp, and logs are streamed: they may be larger than memory.
 #![deny(missing_docs)]
 
+mod columns;
 mod error;
 pub mod export;
 pub mod log;

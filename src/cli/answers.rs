@@ -11,6 +11,8 @@ EXAMPLES:
     faultline map model.gguf
   The largest tensors, with where they are on the device:
     faultline map model.gguf -o csv --extents | sort -t, -k3 -nr | head
+  For DuckDB, pandas and others:
+    faultline map model.gguf -o parquet > map.parquet
 
 EXIT CODES: 0 done, 1 the output cannot be written, 2 bad input";
 
@@ -22,7 +24,7 @@ pub(crate) struct MapArgs {
     #[arg(value_name = "MODEL")]
     pub(crate) model: PathBuf,
 
-    /// Aligned columns with totals, one line a tensor, or one JSON object.
+    /// Aligned columns with totals, one line a tensor, the same as Parquet, or one JSON object.
     #[arg(short, long, value_name = "FORMAT", default_value = "text")]
     pub(crate) output: MapFormat,
 
@@ -35,6 +37,7 @@ pub(crate) struct MapArgs {
 pub(crate) enum MapFormat {
     Text,
     Csv,
+    Parquet,
     Json,
 }
 

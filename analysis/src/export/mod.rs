@@ -1,7 +1,7 @@
 //! The accesses of a log as tables and as a trace for viewers; `docs/export.md` describes them.
 
+mod accesses;
 mod chrome;
-mod columns;
 mod csv;
 mod parquet;
 
@@ -9,7 +9,8 @@ use crate::log::Log;
 use crate::output::Sink;
 use crate::{Error, Result, Target};
 
-pub use columns::{COLUMNS, Column, Kind};
+pub use crate::columns::{Column, Kind};
+pub use accesses::COLUMNS;
 
 /// What a log is turned into.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,4 +1,4 @@
-//! A map as text, CSV and JSON.
+//! A map as text, CSV, Parquet and JSON.
 
 use std::io::{self, Write};
 
@@ -6,7 +6,8 @@ use serde::Serialize;
 use tracer::{Extent, Tensor};
 
 use super::{Component, ModelMap, slice_kind};
-use crate::output::{Sink, csv_error};
+use crate::columns::{Column, CsvWriter, Kind, ParquetWriter, Value, always, maybe};
+use crate::output::Sink;
 use crate::text::{Table, hex, size};
 use crate::{Result, Target};
 
@@ -17,23 +18,26 @@ pub enum Format {
     Text,
     /// One line for each tensor.
     Csv,
+    /// The same columns, with types, compressed.
+    Parquet,
     /// One object with the model, its files, tensors and totals.
     Json,
 }
 
-/// Columns of the CSV, and the keys of a tensor in JSON.
-const COLUMNS: [&str; 11] = [
-    "tensor_name",
-    "offset_bytes",
-    "size_bytes",
-    "type",
-    "layer",
-    "component",
-    "file",
-    "shape",
-    "n_slices",
-    "slice_stride_bytes",
-    "kind",
+/// Columns of CSV and Parquet, and the keys of a tensor in JSON. The last one is there if the file system was asked.
+const COLUMNS: [Column; 12] = [
+    always("tensor_name", Kind::Text),
+    always("offset_bytes", Kind::U64),
+    always("size_bytes", Kind::U64),
+    always("type", Kind::Text),
+    maybe("layer", Kind::I32),
+    always("component", Kind::Text),
+    always("file", Kind::U32),
+    always("shape", Kind::Text),
+    always("n_slices", Kind::U32),
+    always("slice_stride_bytes", Kind::U64),
+    always("kind", Kind::Text),
+    always("n_extents", Kind::U64),
 ];
 
 #[derive(Serialize)]
@@ -113,11 +117,11 @@ impl ModelMap {
         let mut sink = Sink::create(target, &inputs)?;
         let explain = sink.explain();
         match format {
-            Format::Text => self.write_text(&mut sink),
-            Format::Csv => self.write_csv(&mut sink).map_err(csv_error),
-            Format::Json => self.write_json(&mut sink),
+            Format::Text => self.write_text(&mut sink).map_err(explain)?,
+            Format::Json => self.write_json(&mut sink).map_err(explain)?,
+            Format::Csv => return self.write_csv(sink),
+            Format::Parquet => return self.write_parquet(sink),
         }
-        .map_err(explain)?;
         sink.finish()
     }
 
@@ -134,28 +138,57 @@ impl ModelMap {
         dims.join("x")
     }
 
-    fn write_csv(&self, sink: &mut impl Write) -> csv::Result<()> {
-        let mut csv = csv::Writer::from_writer(sink);
-        let extents_column = self.has_extents().then_some("n_extents");
-        csv.write_record(COLUMNS.into_iter().chain(extents_column))?;
-        for tensor in &self.tables.tensors {
-            csv.write_field(&tensor.name)?;
-            csv.write_field(tensor.offset_bytes.to_string())?;
-            csv.write_field(tensor.size_bytes.to_string())?;
-            csv.write_field(&tensor.type_name)?;
-            csv.write_field(layer(tensor).map_or(String::new(), |layer| layer.to_string()))?;
-            csv.write_field(&tensor.component)?;
-            csv.write_field(tensor.file.to_string())?;
-            csv.write_field(self.shape(tensor))?;
-            csv.write_field(tensor.n_slices.to_string())?;
-            csv.write_field(tensor.slice_stride_bytes.to_string())?;
-            csv.write_field(self.kind(tensor))?;
-            if self.has_extents() {
-                csv.write_field(self.extents(tensor).len().to_string())?;
-            }
-            csv.write_record(None::<&[u8]>)?;
+    fn columns(&self) -> &'static [Column] {
+        if self.has_extents() {
+            &COLUMNS
+        } else {
+            &COLUMNS[..COLUMNS.len() - 1]
         }
-        Ok(csv.flush()?)
+    }
+
+    /// The values of a tensor, in the order of [`COLUMNS`].
+    fn row<'a>(&self, tensor: &'a Tensor) -> [Value<'a>; COLUMNS.len()] {
+        [
+            Value::text(Some(&tensor.name)),
+            Value::U64(tensor.offset_bytes),
+            Value::U64(tensor.size_bytes),
+            Value::text(Some(&tensor.type_name)),
+            Value::i32(layer(tensor)),
+            Value::text(Some(&tensor.component)),
+            Value::U32(tensor.file),
+            Value::Text(self.shape(tensor).into()),
+            Value::U32(tensor.n_slices),
+            Value::U64(tensor.slice_stride_bytes),
+            Value::text(Some(self.kind(tensor))),
+            Value::U64(self.extents(tensor).len() as u64),
+        ]
+    }
+
+    fn write_csv(&self, sink: Sink) -> Result<()> {
+        let mut csv = CsvWriter::create(sink, self.columns())?;
+        for tensor in &self.tables.tensors {
+            csv.push(self.row(tensor))?;
+        }
+        csv.finish()
+    }
+
+    fn write_parquet(&self, sink: Sink) -> Result<()> {
+        let mut about = vec![(
+            "faultline.model_digest".to_owned(),
+            hex(&self.tables.digest()),
+        )];
+        if let Some(architecture) = &self.architecture {
+            about.push(("faultline.architecture".to_owned(), architecture.clone()));
+        }
+        let files = self.tables.files.iter().enumerate();
+        about.extend(
+            files.map(|(index, file)| (format!("faultline.file.{index}"), file.path.clone())),
+        );
+        let mut parquet = ParquetWriter::create(sink, "tensors", self.columns(), about, None)?;
+        for tensor in &self.tables.tensors {
+            parquet.push(self.row(tensor))?;
+        }
+        parquet.finish()
     }
 
     fn write_json(&self, sink: &mut impl Write) -> io::Result<()> {

@@ -1,54 +1,9 @@
-//! The columns of CSV and Parquet, in one place.
-
-use std::borrow::Cow;
+//! The columns of an access in CSV and Parquet, in one place.
 
 use tracer::{Flags, WHOLE};
 
+use crate::columns::{Column, Kind, Value, always, maybe};
 use crate::log::{Access, op_name, phase};
-
-/// A column of an exported table.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Column {
-    /// Its name.
-    pub name: &'static str,
-    /// What its values are.
-    pub kind: Kind,
-    /// Whether a value may be missing.
-    pub is_optional: bool,
-}
-
-/// What the values of a column are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    /// Unsigned 64-bit numbers.
-    U64,
-    /// Unsigned 64-bit numbers that text shows in hexadecimal.
-    Address,
-    /// Unsigned 32-bit numbers.
-    U32,
-    /// Signed 32-bit numbers.
-    I32,
-    /// Texts.
-    Text,
-    /// `true` or `false`.
-    Bool,
-}
-
-const fn always(name: &'static str, kind: Kind) -> Column {
-    Column {
-        name,
-        kind,
-        is_optional: false,
-    }
-}
-
-const fn maybe(name: &'static str, kind: Kind) -> Column {
-    Column {
-        name,
-        kind,
-        is_optional: true,
-    }
-}
 
 /// The columns in their order.
 pub const COLUMNS: [Column; 22] = [
@@ -75,35 +30,6 @@ pub const COLUMNS: [Column; 22] = [
     maybe("token_id", Kind::I32),
     maybe("position", Kind::I32),
 ];
-
-/// One value of a row.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Value<'a> {
-    Missing,
-    U64(u64),
-    U32(u32),
-    I32(i32),
-    Text(Cow<'a, str>),
-    Bool(bool),
-}
-
-impl<'a> Value<'a> {
-    fn u64(value: Option<u64>) -> Value<'a> {
-        value.map_or(Value::Missing, Value::U64)
-    }
-
-    fn u32(value: Option<u32>) -> Value<'a> {
-        value.map_or(Value::Missing, Value::U32)
-    }
-
-    fn i32(value: Option<i32>) -> Value<'a> {
-        value.map_or(Value::Missing, Value::I32)
-    }
-
-    fn text(value: Option<&'a str>) -> Value<'a> {
-        value.map_or(Value::Missing, |text| Value::Text(text.into()))
-    }
-}
 
 /// The values of an access, in the order of [`COLUMNS`].
 pub(super) fn row<'a>(access: &Access<'a>) -> [Value<'a>; COLUMNS.len()] {
@@ -166,15 +92,7 @@ mod tests {
         };
         for access in [known, unknown] {
             for (column, value) in COLUMNS.iter().zip(row(&access)) {
-                let fits = match value {
-                    Value::Missing => column.is_optional,
-                    Value::U64(_) => matches!(column.kind, Kind::U64 | Kind::Address),
-                    Value::U32(_) => column.kind == Kind::U32,
-                    Value::I32(_) => column.kind == Kind::I32,
-                    Value::Text(_) => column.kind == Kind::Text,
-                    Value::Bool(_) => column.kind == Kind::Bool,
-                };
-                assert!(fits, "{}: {value:?}", column.name);
+                assert!(value.fits(column), "{}: {value:?}", column.name);
             }
         }
     }
