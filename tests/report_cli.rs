@@ -6,11 +6,13 @@ mod naive;
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use common::{assert_bad_input, faultline, real_model, stderr, stdout, tiny_model};
+use gguf::ModelFiles;
 use naive::Naive;
 use serde_json::Value;
-use tracer::LogReader;
+use tracer::{KernelOptions, LogReader};
 
 /// Records a run of `n` tokens.
 fn record(model: &Path, folder: &Path, n: &str, options: &[&str]) -> PathBuf {
@@ -54,14 +56,70 @@ fn json(log: &Path) -> Value {
     serde_json::from_str(&report(log, &["-o", "json"])).unwrap()
 }
 
+/// What the kernel did, as far as the machine permits to see it.
+fn kernel_options(model: &Path) -> Vec<&'static str> {
+    let files = ModelFiles::open(model).unwrap();
+    let none = KernelOptions::default();
+    let all = [
+        (
+            &["--faults"][..],
+            KernelOptions {
+                faults: true,
+                ..none
+            },
+        ),
+        (
+            &["--block"],
+            KernelOptions {
+                block: true,
+                ..none
+            },
+        ),
+        (
+            &["--residency", "4"],
+            KernelOptions {
+                residency_steps: Some(4),
+                ..none
+            },
+        ),
+    ];
+    let is_permitted = |options: &KernelOptions| match options.check(&files) {
+        Ok(()) => true,
+        Err(refusal) => {
+            eprintln!("without a part: {refusal}");
+            false
+        }
+    };
+    let permitted = all.iter().filter(|(_, options)| is_permitted(options));
+    permitted
+        .flat_map(|(flags, _)| flags.iter().copied())
+        .collect()
+}
+
 /// The log of a real model: everything that is said of it is as computed by hand.
 fn check_real(name: &str, n: &str) -> Option<Value> {
     let model = real_model(name)?;
     let folder = tempfile::tempdir().unwrap();
-    let log = record(&model, folder.path(), n, &["--prefetch", "selective"]);
+    // Without its pages in the page cache there is more to tell.
+    let argument = format!("if={}", model.display());
+    let dropped = Command::new("dd")
+        .args([&argument, "iflag=nocache", "count=0", "status=none"])
+        .status();
+    assert!(dropped.unwrap().success());
+    let options = kernel_options(&model);
+    let log = record(
+        &model,
+        folder.path(),
+        n,
+        &[&["--prefetch", "none"], &options[..]].concat(),
+    );
     let report = json(&log);
     Naive::of(&LogReader::open(&log).unwrap()).check(&report);
     assert_eq!(report["about"]["remarks"], serde_json::json!([]));
+    assert_eq!(
+        report["faults"]["has_faults"],
+        options.contains(&"--faults")
+    );
     Some(report)
 }
 

@@ -5,42 +5,109 @@
     reason = "every test binary compiles this module and uses a part of it"
 )]
 
+mod experts;
+mod kernel;
+mod times;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
-use tracer::{Flags, LogReader, Op, Record, Tensor, WHOLE};
+use tracer::{Flags, KernelMark, LogReader, NO_STEP, Op, Record, Tensor, WHOLE};
 
-/// A whole step: whether it is a prompt, and its accesses.
+use times::check_durations;
+
+/// A whole step, and its accesses.
 struct Step {
     is_prompt: bool,
+    n_tokens: u32,
+    /// Those whose positions continue have the same number.
+    sequence: usize,
+    begin_ns: u64,
+    duration_ns: u64,
     accesses: Vec<Record>,
 }
 
 /// A log that has all of its records.
 pub(crate) struct Naive {
     tensors: Vec<Tensor>,
+    file_bytes: Vec<u64>,
+    /// Tensors by file and offset.
+    by_offset: BTreeMap<(u32, u64), usize>,
     accesses: Vec<Record>,
+    /// With the phase: loading, prompt, decoding.
+    marks: Vec<(usize, KernelMark)>,
     steps: Vec<Step>,
+}
+
+/// 0 for loading, 1 for prompts, 2 for decoding.
+fn phase(record: &Record) -> usize {
+    match record.step {
+        NO_STEP => 0,
+        _ if record.flags.has(Flags::PROMPT) => 1,
+        _ => 2,
+    }
+}
+
+/// The class of the gap between two places: file, begin and end.
+fn gap_class(before: (u32, u64, u64), after: (u32, u64, u64)) -> &'static str {
+    let gap = i128::from(after.1) - i128::from(before.2);
+    match gap {
+        _ if before.0 != after.0 => "elsewhere",
+        ..0 => "backward",
+        0..4096 => "sequential",
+        4096..131_072 => "small",
+        131_072..8_388_608 => "medium",
+        _ => "large",
+    }
 }
 
 impl Naive {
     pub(crate) fn of(log: &LogReader) -> Naive {
+        let tables = log.tables();
+        let by_offset = tables.tensors.iter().enumerate();
+        let by_offset = by_offset.map(|(id, tensor)| ((tensor.file, tensor.offset_bytes), id));
         let mut naive = Naive {
-            tensors: log.tables().tensors.clone(),
+            tensors: tables.tensors.clone(),
+            file_bytes: tables.files.iter().map(|file| file.size_bytes).collect(),
+            by_offset: by_offset.collect(),
             accesses: Vec::new(),
+            marks: Vec::new(),
             steps: Vec::new(),
         };
-        let mut step = None;
+        let mut step: Option<Step> = None;
+        // Sequence and position that continue the step before.
+        let (mut next, mut n_sequences) = (None, 0);
         for record in log.records().map(Result::unwrap) {
             match record.op {
                 Op::STEP_BEGIN => {
                     step = Some(Step {
                         is_prompt: record.flags.has(Flags::PROMPT),
+                        n_tokens: record.tensor,
+                        sequence: n_sequences,
+                        begin_ns: record.time_ns,
+                        duration_ns: 0,
                         accesses: Vec::new(),
                     });
                 }
-                Op::STEP_END => naive.steps.extend(step.take()),
-                op if op.is_mark() => {}
+                Op::STEP_TOKEN if record.duration_ns == 0 => {
+                    let Some(step) = &mut step else {
+                        continue;
+                    };
+                    let place = (record.n_used, record.slice);
+                    n_sequences += usize::from(next.is_some_and(|next| next != place));
+                    step.sequence = n_sequences;
+                    next = Some((place.0, place.1 + step.n_tokens));
+                }
+                Op::STEP_END => {
+                    if let Some(mut step) = step.take() {
+                        step.duration_ns = u64::from(record.duration_ns);
+                        naive.steps.push(step);
+                    }
+                }
+                op if op.is_mark() => {
+                    let mark = KernelMark::of(&record);
+                    naive.marks.extend(mark.map(|mark| (phase(&record), mark)));
+                }
                 _ => {
                     naive.accesses.push(record);
                     if let Some(step) = &mut step {
@@ -99,6 +166,16 @@ impl Naive {
         tensor.name.contains("_exps.")
     }
 
+    /// As reports name it. An embedding that is the output matrix, too, is dense.
+    fn kind(&self, tensor: &Tensor) -> &'static str {
+        let is_output = |tensor: &Tensor| tensor.name == "output.weight";
+        match tensor.name.as_str() {
+            _ if Naive::is_experts(tensor) => "experts",
+            "token_embd.weight" if self.tensors.iter().any(is_output) => "embedding",
+            _ => "dense",
+        }
+    }
+
     /// Bytes of all accesses.
     pub(crate) fn consumed(&self) -> u64 {
         self.accesses.iter().map(|access| self.size(access)).sum()
@@ -109,14 +186,22 @@ impl Naive {
         self.steps.len() as u64
     }
 
-    /// Compares everything that a report says of accesses.
+    /// Compares everything that a report says.
     pub(crate) fn check(&self, report: &Value) {
         self.check_waste(&report["waste"]);
         self.check_reuse(&report["reuse"]);
         self.check_gaps(&report["order"]);
         self.check_experts(report);
         self.check_determinism(&report["determinism"]);
-        self.check_parts(report);
+        self.check_timeline(&report["timeline"]);
+        self.check_parts_of(&report["layers"]["parts"], |tensor| match tensor.layer {
+            -1 => "-".to_owned(),
+            layer => layer.to_string(),
+        });
+        self.check_parts_of(&report["components"]["parts"], |tensor| {
+            tensor.component.clone()
+        });
+        self.check_kernel(report);
     }
 
     fn check_waste(&self, waste: &Value) {
@@ -127,12 +212,11 @@ impl Naive {
         let file_bytes = waste["file_bytes"].as_u64().unwrap();
         assert_eq!(waste["eager_for_nothing_bytes"], file_bytes - touched);
         for kind in waste["kinds"].as_array().unwrap() {
-            let of = |tensor: &Tensor| match kind["name"].as_str().unwrap() {
-                "experts" => Naive::is_experts(tensor),
-                "embedding" => tensor.name == "token_embd.weight",
-                _ => !Naive::is_experts(tensor) && tensor.name != "token_embd.weight",
-            };
+            let of = |tensor: &Tensor| kind["name"] == self.kind(tensor);
             assert_eq!(kind["touched_bytes"], self.touched(of), "{kind}");
+            let tensors = self.tensors.iter().filter(|tensor| of(tensor));
+            let container: u64 = tensors.map(|tensor| tensor.size_bytes).sum();
+            assert_eq!(kind["container_bytes"], container, "{kind}");
         }
         for row in waste["sparse_tensors"].as_array().unwrap() {
             let name = row["name"].as_str().unwrap();
@@ -145,6 +229,7 @@ impl Naive {
             assert_eq!(row["touched_bytes"], touched, "{name}");
             assert_eq!(row["unread_bytes"], tensor.size_bytes - touched, "{name}");
         }
+        self.check_coverage(&waste["coverage"]);
         let decode = self.steps.iter().filter(|step| !step.is_prompt);
         let per_token: Vec<u64> = decode
             .map(|step| {
@@ -220,24 +305,12 @@ impl Naive {
 
     fn check_gaps(&self, order: &Value) {
         let mut gaps = BTreeMap::<&str, u64>::new();
-        let places: Vec<_> = self.accesses.iter().filter_map(|a| self.place(a)).collect();
+        let places = self.accesses.iter().filter_map(|a| self.place(a));
+        let places: Vec<_> = places
+            .map(|(_, file, begin, end)| (file, begin, end))
+            .collect();
         for pair in places.windows(2) {
-            let ((_, file, _, end), (_, next_file, begin, _)) = (pair[0], pair[1]);
-            let gap = begin as i128 - end as i128;
-            let name = if file != next_file {
-                "elsewhere"
-            } else if gap < 0 {
-                "backward"
-            } else if gap < 4096 {
-                "sequential"
-            } else if gap < 131_072 {
-                "small"
-            } else if gap < 8_388_608 {
-                "medium"
-            } else {
-                "large"
-            };
-            *gaps.entry(name).or_default() += 1;
+            *gaps.entry(gap_class(pair[0], pair[1])).or_default() += 1;
         }
         let views = order["views"].as_array().unwrap();
         let view = views
@@ -252,59 +325,28 @@ impl Naive {
         assert_eq!(view["covered_bytes"], self.touched(|_| true));
     }
 
-    fn check_experts(&self, report: &Value) {
-        let n_experts = |layer| {
-            let of_layer = |tensor: &&Tensor| tensor.layer == layer && Naive::is_experts(tensor);
-            self.tensors
-                .iter()
-                .find(of_layer)
-                .map(|tensor| tensor.n_slices as usize)
-        };
-        let mut uses = BTreeMap::<i32, Vec<u64>>::new();
-        for tensor in self
-            .tensors
-            .iter()
-            .filter(|tensor| Naive::is_experts(tensor))
-        {
-            let n = n_experts(tensor.layer).unwrap();
-            uses.insert(tensor.layer, vec![0; n]);
-        }
-        if uses.is_empty() {
-            assert!(report["experts"].is_null());
-            return;
-        }
+    /// Bytes that generated tokens have read at least once, after each token.
+    fn check_coverage(&self, coverage: &Value) {
+        let mut expected = Vec::new();
+        let mut read = BTreeSet::new();
+        let mut sums = BTreeMap::<&str, u64>::new();
         for step in self.steps.iter().filter(|step| !step.is_prompt) {
-            let chosen: BTreeSet<(i32, u32)> = step
-                .accesses
-                .iter()
-                .filter(|access| access.op == Op::MUL_MAT_ID)
-                .map(|access| (self.tensors[access.tensor as usize].layer, access.slice))
-                .collect();
-            for (layer, expert) in chosen {
-                uses.get_mut(&layer).unwrap()[expert as usize] += 1;
+            for access in &step.accesses {
+                let is_new = read.insert((access.tensor, access.slice));
+                if let Some((tensor, ..)) = self.place(access).filter(|_| is_new) {
+                    *sums.entry(self.kind(tensor)).or_default() += self.size(access);
+                }
+            }
+            expected.push(sums.clone());
+        }
+        for at in coverage.as_array().unwrap() {
+            let sums = &expected[at["n_tokens"].as_u64().unwrap() as usize - 1];
+            for kind in ["dense", "experts", "embedding"] {
+                let n = sums.get(kind).copied().unwrap_or(0);
+                assert_eq!(at["touched_bytes"][kind], n, "{kind}: {at}");
             }
         }
-        let layers = report["experts"]["layers"].as_array().unwrap();
-        assert_eq!(layers.len(), uses.len());
-        for (row, (layer, uses)) in layers.iter().zip(&uses) {
-            assert_eq!(row["layer"], *layer);
-            assert_eq!(row["uses"], serde_json::json!(uses), "layer {layer}");
-            let close = |key: &str, expected: f64| {
-                let found = row[key].as_f64().unwrap();
-                assert!(
-                    (found - expected).abs() < 1e-9,
-                    "{key}: {found} is not {expected}"
-                );
-            };
-            close("gini", gini(uses));
-            let mut sorted = uses.clone();
-            sorted.sort_unstable_by(|a, b| b.cmp(a));
-            let top: u64 = sorted[..uses.len().div_ceil(4)].iter().sum();
-            close(
-                "top_quarter_share",
-                top as f64 / uses.iter().sum::<u64>() as f64,
-            );
-        }
+        assert_eq!(coverage.as_array().unwrap().is_empty(), expected.is_empty());
     }
 
     fn check_determinism(&self, determinism: &Value) {
@@ -323,60 +365,4 @@ impl Naive {
         assert_eq!(determinism["n_equal"], equal.count());
         assert_eq!(determinism["n_operations"], sequences[0].len());
     }
-
-    fn check_parts(&self, report: &Value) {
-        let mut by_layer = BTreeMap::<String, u64>::new();
-        let mut by_component = BTreeMap::<&str, u64>::new();
-        let mut nodes = BTreeMap::<u64, u64>::new();
-        for access in &self.accesses {
-            nodes.insert(access.time_ns, u64::from(access.duration_ns));
-            let Some((tensor, ..)) = self.place(access) else {
-                continue;
-            };
-            let layer = match tensor.layer {
-                -1 => "-".to_owned(),
-                layer => layer.to_string(),
-            };
-            *by_layer.entry(layer).or_default() += self.size(access);
-            *by_component.entry(&tensor.component).or_default() += self.size(access);
-        }
-        let rows = |question: &str| report[question]["parts"].as_array().unwrap().clone();
-        for row in rows("layers") {
-            let name = row["name"].as_str().unwrap();
-            let expected = by_layer.get(name).copied().unwrap_or(0);
-            assert_eq!(row["consumed_bytes"], expected, "layer {name}");
-        }
-        let components = rows("components");
-        for row in &components {
-            let name = row["name"].as_str().unwrap();
-            if let Some(expected) = by_component.get(name) {
-                assert_eq!(row["consumed_bytes"], *expected, "{name}");
-            }
-        }
-        let time: u64 = components
-            .iter()
-            .map(|row| row["time_ns"].as_u64().unwrap())
-            .sum();
-        assert_eq!(
-            time,
-            nodes.values().sum::<u64>(),
-            "each operation counts once"
-        );
-    }
-}
-
-/// The mean difference of two, divided by twice the mean.
-pub(crate) fn gini(uses: &[u64]) -> f64 {
-    let mut differences = 0.0;
-    for a in uses {
-        for b in uses {
-            differences += (*a as f64 - *b as f64).abs();
-        }
-    }
-    let n = uses.len() as f64;
-    let sum: u64 = uses.iter().sum();
-    if sum == 0 {
-        return 0.0;
-    }
-    differences / (2.0 * n * sum as f64)
 }
