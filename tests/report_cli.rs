@@ -219,6 +219,7 @@ fn the_page_is_whole_and_needs_nothing_from_outside() {
         "experts",
         "hits",
         "load",
+        "throughput",
         "coverage",
         "steps",
         "components",

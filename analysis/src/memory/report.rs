@@ -106,8 +106,9 @@ impl Measured {
         serde_json::from_str(line)
     }
 
-    /// What a part took: for memory of llama.cpp what it had allocated, for the program what is left.
-    fn part_bytes(&self, kind: PartKind) -> u64 {
+    /// What a part took: for memory of llama.cpp what it had allocated, for the program what is left. `None` if that is nothing: then pages
+    /// of buffers that nobody has touched are as much as the program has.
+    fn part_bytes(&self, kind: PartKind) -> Option<u64> {
         let allocated = &self.allocated;
         let of_llama = allocated.repacked_bytes
             + allocated.kv_bytes
@@ -115,7 +116,7 @@ impl Measured {
             + allocated.outputs_bytes
             + allocated.work_bytes
             + allocated.graphs_bytes;
-        match kind {
+        Some(match kind {
             PartKind::MappedWeights => self.held.model_bytes,
             PartKind::RepackedWeights => allocated.repacked_bytes,
             PartKind::KvCache => allocated.kv_bytes,
@@ -123,9 +124,12 @@ impl Measured {
             PartKind::Logits => allocated.outputs_bytes,
             PartKind::Work => allocated.work_bytes,
             PartKind::Graphs => allocated.graphs_bytes,
-            PartKind::Program => self.held.anonymous_bytes.saturating_sub(of_llama),
+            PartKind::Program => {
+                let left = self.held.anonymous_bytes.checked_sub(of_llama);
+                return left.filter(|left| *left > 0);
+            }
             PartKind::ProgramFile => self.held.file_bytes.saturating_sub(self.held.model_bytes),
-        }
+        })
     }
 }
 
@@ -227,7 +231,8 @@ impl Report {
         for (name, prediction) in std::iter::once(("", &self.base)).chain(scenarios) {
             for part in &prediction.parts {
                 let measured = self.measured.filter(|_| name.is_empty());
-                let measured = measured.map(|measured| measured.part_bytes(part.kind).to_string());
+                let measured = measured.and_then(|measured| measured.part_bytes(part.kind));
+                let measured = measured.map(|bytes| bytes.to_string());
                 csv.write_record([
                     name,
                     part.kind.name(),
@@ -294,10 +299,14 @@ impl Report {
             let missing = mapped.saturating_sub(measured.held.model_bytes);
             // A mapped page may be missing at the ends of a range.
             if self.base.options.prefetch == Prefetch::Eager && missing * 100 > mapped {
+                let with = measured.held.resident_bytes() + missing;
                 let _ = writeln!(
                     text,
-                    "Of the mapped weights, {} were not in memory any more: the kernel took them back for something else.",
-                    size(missing)
+                    "Of the mapped weights, {} were not in memory any more: the kernel took them back for something else. With them \
+                     the process would hold {}, of which the prediction is {:+.1} % off.",
+                    size(missing),
+                    size(with),
+                    100.0 * (self.base.held_bytes() as f64 / with as f64 - 1.0),
                 );
             }
         }
@@ -337,7 +346,9 @@ impl Report {
         heading.extend(["from", "why"]);
         let mut rows = vec![heading.into_iter().map(str::to_owned).collect()];
         for part in &base.parts {
-            let measured = self.measured.map(|measured| measured.part_bytes(part.kind));
+            let measured = self
+                .measured
+                .and_then(|measured| measured.part_bytes(part.kind));
             let (pages, source) = (pages(part.kind), part.source.name());
             rows.push(row(
                 part.kind.name(),

@@ -219,14 +219,17 @@ impl OrderAnswer {
         section.fact("device_bytes_per_second", requests.bytes_per_second);
         if let Some(latency) = &requests.latency {
             section.find(format!(
-                "A request took {} (median; shortest {}, 99 % within {}, longest {}).",
+                "A request took {} (median of {}; shortest {}, 99 % within {}, longest {}).",
                 duration(latency.median_ns),
+                count(latency.n),
                 duration(latency.min_ns),
                 duration(latency.p99_ns),
                 duration(latency.max_ns),
             ));
+            section.fact("latency_min_ns", latency.min_ns as f64);
             section.fact("latency_median_ns", latency.median_ns as f64);
             section.fact("latency_p99_ns", latency.p99_ns as f64);
+            section.fact("latency_max_ns", latency.max_ns as f64);
         }
         if requests.n_unfinished > 0 {
             section.cannot.push(format!(

@@ -74,6 +74,9 @@ pub struct Delivery {
     pub decode_again_bytes: u64,
     /// By kind of weight.
     pub kinds: Vec<Again>,
+    /// By component, those first of which most was read again.
+    #[serde(default)]
+    pub components: Vec<Again>,
     /// Tensors of which something was delivered, those first of which most was read again.
     pub tensors: Vec<Again>,
     /// The same of experts, with all their tensors; at most 100.
@@ -239,6 +242,10 @@ impl Reuse {
                 again_sheet(&delivery.kinds),
             );
             section.table(
+                "Read from the device again, by component",
+                again_sheet(&delivery.components),
+            );
+            section.table(
                 "Read from the device again, by tensor",
                 again_sheet(&delivery.tensors),
             );
@@ -276,11 +283,14 @@ impl Reuse {
                     percent(share(delivery.again_bytes, delivery.delivered_bytes)),
                     parts.join(", ")
                 ));
-                if let Some(most) = delivery.tensors.first() {
+                let most = delivery.components.first().zip(delivery.tensors.first());
+                if let Some((component, tensor)) = most {
                     section.find(format!(
-                        "Most was delivered again of {}: {}.",
-                        most.name,
-                        size(most.again_bytes)
+                        "Most was delivered again of {} ({}), and of {} among the tensors ({}).",
+                        component.name,
+                        percent(component.share_of_again),
+                        tensor.name,
+                        size(tensor.again_bytes)
                     ));
                 }
             }
@@ -387,6 +397,16 @@ fn delivery(model: &Model, tally: &Tally<'_>, delivered: &Delivered<'_>) -> Deli
         .map(|class| row(class.name().to_owned(), all.of(*class), again.of(*class)))
         .filter(|kind| kind.delivered_bytes > 0);
     let tensors = model.weights.iter().zip(&delivered.tensors);
+    let mut components = vec![(0, 0); model.components.len()];
+    for (weight, sums) in tensors.clone() {
+        let (all, again) = &mut components[weight.component as usize];
+        *all += sums.bytes.iter().sum::<u64>();
+        *again += sums.again_bytes.iter().sum::<u64>();
+    }
+    let components = model.components.iter().zip(components);
+    let components = components
+        .map(|(name, (all, again))| row(name.clone(), all, again))
+        .filter(|row| row.delivered_bytes > 0);
     let tensors = tensors
         .map(|(weight, sums)| {
             row(
@@ -429,6 +449,7 @@ fn delivery(model: &Model, tally: &Tally<'_>, delivered: &Delivered<'_>) -> Deli
         decode_delivered_bytes: decode.delivered_bytes.total(),
         decode_again_bytes: decode.again_bytes.total(),
         kinds: kinds.collect(),
+        components: sorted(components.collect(), usize::MAX),
         tensors: sorted(tensors.collect(), usize::MAX),
         experts: sorted(experts.collect(), LISTED),
     }

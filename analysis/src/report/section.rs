@@ -140,12 +140,16 @@ impl Section {
             let _ = writeln!(text, "- No answer: {cannot}");
         }
         if tables {
-            for (heading, sheet) in self.tables.iter().filter(|(_, s)| !s.rows.is_empty()) {
+            for (index, (heading, sheet)) in self.tables.iter().enumerate() {
+                if sheet.rows.is_empty() {
+                    continue;
+                }
                 let table = sheet.table(ROWS_SHOWN).markdown();
                 let _ = write!(text, "\n### {heading}\n\n{table}");
                 let n_left = sheet.rows.len().saturating_sub(ROWS_SHOWN);
                 if n_left > 0 {
-                    let _ = writeln!(text, "\n{n_left} more rows with `-o csv`.");
+                    let form = if index == 0 { "csv" } else { "json" };
+                    let _ = writeln!(text, "\n{n_left} more rows with `-o {form}`.");
                 }
             }
         }

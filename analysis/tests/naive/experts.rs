@@ -191,12 +191,13 @@ fn check_prediction(prediction: &Value, tokens: &[Token], uses: &[Vec<u64>]) {
     let mut used: Vec<Vec<u32>> = uses.iter().map(|uses| vec![0; uses.len()]).collect();
     let (mut n, mut hits, mut popular, mut chance) = (0, 0, 0, 0.0);
     for token in tokens {
-        for layer in 1..token.layers.len() {
-            let (before, after) = (&token.layers[layer - 1], &token.layers[layer]);
-            let n_experts = used[layer].len();
+        let pairs = token.layers.windows(2).zip(used.iter().skip(1));
+        for (layer, (pair, used)) in pairs.enumerate() {
+            let (before, after) = (&pair[0], &pair[1]);
+            let n_experts = used.len();
             let guess = |score: &dyn Fn(u32) -> u32| {
                 let mut order: Vec<u32> = (0..n_experts as u32).collect();
-                order.sort_by_key(|&e| Reverse((score(e), used[layer][e as usize], e)));
+                order.sort_by_key(|&e| Reverse((score(e), used[e as usize], e)));
                 let guessed = &order[..after.len()];
                 guessed
                     .iter()

@@ -175,6 +175,17 @@ impl Naive {
             let expected = total(&delivered[2..]) as f64 / consumed as f64;
             assert_eq!(delivery["decode_amplification"], expected);
         }
+        let mut by_component = Sums::new();
+        for (name, again) in &again_by_tensor {
+            let tensor = self.tensors.iter().find(|tensor| tensor.name == *name);
+            add(&mut by_component, &tensor.unwrap().component, *again);
+        }
+        for row in delivery["components"].as_array().unwrap() {
+            let name = row["name"].as_str().unwrap();
+            let again = by_component.remove(name).unwrap_or(0);
+            assert_eq!(row["again_bytes"], again, "{name}");
+        }
+        assert!(by_component.is_empty(), "{by_component:?} are left out");
         let rows = delivery["tensors"].as_array().unwrap();
         assert_eq!(rows.len(), by_tensor.len());
         for row in rows {

@@ -101,6 +101,12 @@ impl Naive {
                 Op::STEP_END => {
                     if let Some(mut step) = step.take() {
                         step.duration_ns = u64::from(record.duration_ns);
+                        if record.duration_ns == u32::MAX {
+                            // Longer than a record can say: until its last operation ended.
+                            let end = |a: &Record| a.time_ns + u64::from(a.duration_ns);
+                            let end_ns = step.accesses.iter().map(end).max().unwrap();
+                            step.duration_ns = step.duration_ns.max(end_ns - step.begin_ns);
+                        }
                         naive.steps.push(step);
                     }
                 }

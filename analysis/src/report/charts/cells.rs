@@ -19,11 +19,6 @@ pub(super) fn heat(drawn: &Drawn<'_, '_>) -> Option<Chart> {
     }
     let per_row = drawn.times.tensors_per_row;
     let n_rows = grid.n_rows();
-    let every = n_rows.div_ceil(NAMES_MAX).max(1);
-    let names = (0..n_rows).step_by(every).map(|row| {
-        let name = &drawn.model.weights[row * per_row].name;
-        (row as f64, name.trim_end_matches(".weight").to_owned())
-    });
     let steps = grid.n_used() as f64 * grid.width() as f64;
     let sizes = drawn.model.weights.chunks(per_row);
     let sizes = sizes.map(|weights| weights.iter().map(|weight| weight.size_bytes).sum::<u64>());
@@ -51,11 +46,33 @@ pub(super) fn heat(drawn: &Drawn<'_, '_>) -> Option<Chart> {
     let panels = vec![panel(
         "",
         Axis::linear("step", Unit::Plain, steps / 1.03),
-        Axis::places("tensor", n_rows, names.collect()),
+        Axis::places("tensor", n_rows, layer_names(drawn, n_rows)),
         vec![series("share read", 0, vec![Layer::Cells(cells)])],
         HEAT_HEIGHT,
     )];
     Some(chart("heat", "What is read when", &subtitle, panels))
+}
+
+/// Where each layer begins, and tensors of no layer, as far as there is room for the words.
+fn layer_names(drawn: &Drawn<'_, '_>, n_rows: usize) -> Vec<(f64, String)> {
+    let first = |row: usize| &drawn.model.weights[row * drawn.times.tensors_per_row];
+    let between = n_rows as f64 / NAMES_MAX as f64;
+    let mut names: Vec<(f64, String)> = Vec::new();
+    for row in 0..n_rows {
+        let weight = first(row);
+        let is_new = row == 0 || weight.layer.is_none() || weight.layer != first(row - 1).layer;
+        let has_room = names
+            .last()
+            .is_none_or(|(last, _)| row as f64 - last >= between);
+        if is_new && has_room {
+            let name = match weight.layer {
+                Some(layer) => format!("layer {layer}"),
+                None => weight.name.trim_end_matches(".weight").to_owned(),
+            };
+            names.push((row as f64, name));
+        }
+    }
+    names
 }
 
 /// Offsets over time, by operations, faults and requests.

@@ -1,6 +1,6 @@
 //! Pictures with lines and bars.
 
-use figures::{Axis, Chart, Layer, Unit};
+use figures::{Axis, Chart, Layer, Panel, Unit};
 use tracer::WeightClass;
 
 use super::{Drawn, NS_PER_MS, chart, largest, panel, series};
@@ -15,10 +15,10 @@ const BARS_MAX: usize = 24;
 /// Hits over the size of a cache of experts.
 pub(super) fn hits(experts: &Experts) -> Option<Chart> {
     let names = [
-        ("belady", "Belady (not beaten)", 0),
+        ("belady", "Belady (none is better)", 0),
         ("lfu-decay:0.95", "LFU with decay", 1),
         ("lru", "LRU", 2),
-        ("pinned", "the most used, pinned", 3),
+        ("pinned", "the most used, pinned before", 3),
     ];
     let series: Vec<_> = names
         .iter()
@@ -41,7 +41,7 @@ pub(super) fn hits(experts: &Experts) -> Option<Chart> {
         return None;
     }
     let subtitle = format!(
-        "Share of the uses of experts that a cache for all layers answers, over its size; {}.",
+        "Share of the uses of experts that a cache for all layers answers, over its size; {}. An expert's first use misses, unless it was pinned before.",
         plural(experts.n_kept_tokens, "generated token")
     );
     let panels = vec![panel(
@@ -69,49 +69,6 @@ pub(super) fn load(drawn: &Drawn<'_, '_>) -> Option<Chart> {
     if grid.n_used() == 0 || drawn.report.about.lost_beginning {
         return None;
     }
-    let to_ms = grid.n_used() as f64 * grid.width() as f64 / NS_PER_MS;
-    let x = || Axis::linear("time since the log's beginning", Unit::Milliseconds, to_ms);
-    let mut lines = vec![step_line(
-        "read by operations",
-        0,
-        rate(grid, OverTime::ConsumedBytes),
-    )];
-    if rate(grid, OverTime::DeliveredBytes).any(|(_, bytes)| bytes > 0.0) {
-        let delivered = rate(grid, OverTime::DeliveredBytes);
-        lines.push(step_line("delivered by the device", 1, delivered));
-    }
-    let mut panels = vec![panel(
-        "Bytes per second",
-        x(),
-        Axis::linear(
-            "bytes per second",
-            Unit::Bytes,
-            largest(
-                rate(grid, OverTime::ConsumedBytes)
-                    .chain(rate(grid, OverTime::DeliveredBytes))
-                    .map(|(_, y)| y),
-            ),
-        ),
-        lines,
-        220.0,
-    )];
-    let faults = || {
-        let minor = rate(grid, OverTime::MinorFaults);
-        (minor, rate(grid, OverTime::MajorFaults))
-    };
-    let most = largest(faults().0.chain(faults().1).map(|(_, y)| y));
-    if most > 0.0 {
-        panels.push(panel(
-            "Page faults per second",
-            x(),
-            Axis::linear("faults per second", Unit::Plain, most),
-            vec![
-                step_line("minor", 2, faults().0),
-                step_line("major", 7, faults().1),
-            ],
-            160.0,
-        ));
-    }
     let subtitle = match drawn.times.first_step_ns {
         Some(ns) => format!(
             "Loading ends, and the first step begins, after {}.",
@@ -119,7 +76,60 @@ pub(super) fn load(drawn: &Drawn<'_, '_>) -> Option<Chart> {
         ),
         None => String::new(),
     };
-    Some(chart("load", "Until the first token", &subtitle, panels))
+    Some(chart(
+        "load",
+        "Until the first token",
+        &subtitle,
+        rates(grid),
+    ))
+}
+
+/// The whole run.
+pub(super) fn throughput(drawn: &Drawn<'_, '_>) -> Option<Chart> {
+    let grid = &drawn.times.over_time;
+    let subtitle = format!(
+        "Means of {}; an operation's bytes count where it begins.",
+        crate::text::duration(grid.width())
+    );
+    (grid.n_used() > 1).then(|| chart("throughput", "How fast it reads", &subtitle, rates(grid)))
+}
+
+/// Bytes per second, and page faults where there are any.
+fn rates(grid: &Grid) -> Vec<Panel> {
+    let to_ms = grid.n_used() as f64 * grid.width() as f64 / NS_PER_MS;
+    let x = || Axis::linear("time since the log's beginning", Unit::Milliseconds, to_ms);
+    let of = |row| rate(grid, row).map(|(_, value)| value);
+    let most_bytes = largest(of(OverTime::ConsumedBytes).chain(of(OverTime::DeliveredBytes)));
+    let mut lines = vec![step_line(
+        "read by operations",
+        0,
+        rate(grid, OverTime::ConsumedBytes),
+    )];
+    if of(OverTime::DeliveredBytes).any(|bytes| bytes > 0.0) {
+        let delivered = rate(grid, OverTime::DeliveredBytes);
+        lines.push(step_line("delivered by the device", 1, delivered));
+    }
+    let mut panels = vec![panel(
+        "Bytes per second",
+        x(),
+        Axis::linear("bytes per second", Unit::Bytes, most_bytes),
+        lines,
+        220.0,
+    )];
+    let most = largest(of(OverTime::MinorFaults).chain(of(OverTime::MajorFaults)));
+    if most > 0.0 {
+        panels.push(panel(
+            "Page faults per second",
+            x(),
+            Axis::linear("faults per second", Unit::Plain, most),
+            vec![
+                step_line("minor", 2, rate(grid, OverTime::MinorFaults)),
+                step_line("major", 7, rate(grid, OverTime::MajorFaults)),
+            ],
+            160.0,
+        ));
+    }
+    panels
 }
 
 /// Values per second: where each column begins, and its rate.

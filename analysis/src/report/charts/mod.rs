@@ -34,6 +34,7 @@ impl Drawn<'_, '_> {
             experts.and_then(cells::experts),
             experts.and_then(lines::hits),
             lines::load(self),
+            lines::throughput(self),
             report.faults.as_ref().and_then(lines::memory),
             report.waste.as_ref().and_then(lines::coverage),
             again.map(lines::again),
