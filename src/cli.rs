@@ -20,7 +20,7 @@ use crate::version;
 
 pub(crate) use loading::{Loading, PagerArgs};
 pub(crate) use memory::{MemoryArgs, MemoryFormat};
-pub(crate) use report::{CommonArgs, DiffArgs, ReportArgs};
+pub(crate) use report::{DiffArgs, ReportArgs};
 pub(crate) use serve::{CheckArgs, PsArgs, ServeArgs, ServerArgs, StopArgs, TableFormat};
 pub(crate) use simulate::{Format, Pool, SimulateArgs};
 

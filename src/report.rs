@@ -4,45 +4,59 @@ use std::path::Path;
 
 use analysis::Target;
 use analysis::log::Log;
-use analysis::report::{self, Options, Question};
+use analysis::report::{self, Options, Question, Report};
 
-use crate::cli::{CommonArgs, Format, ReportArgs};
+use crate::cli::{Format, ReportArgs};
 use crate::exit::{Outcome, answered};
 use crate::output::note;
 
 pub(crate) fn run(args: &ReportArgs) -> anyhow::Result<Outcome> {
-    let (question, log, common) = match (&args.question, &args.log) {
-        (Some(ask), _) => {
-            let (question, ask) = ask.question();
-            (Some(question), ask.log.as_path(), &ask.common)
+    let (question, log) = args.question_and_log()?;
+    let (log, options) = open(log, question, args.model.as_deref())?;
+    let report = if args.html.is_none() && args.figures.is_none() {
+        report::read(&log, &options)?
+    } else {
+        let (report, figures) = report::read_with_figures(&log, &options)?;
+        if let Some(path) = &args.html {
+            report.write_page(&figures, path)?;
         }
-        (None, Some(log)) => (None, log.as_path(), &args.common),
-        (None, None) => unreachable!("clap asks for a log where there is no question"),
+        if let Some(folder) = &args.figures {
+            report::write_figures(&figures, folder)?;
+        }
+        report
     };
-    let (log, options) = open(log, question, common)?;
-    if args.html.is_none() && args.figures.is_none() {
-        let report = report::read(&log, &options)?;
-        return answered(report.write(form(common.output), question, &Target::Stdout));
+    // Numbers have no room for words.
+    if args.output != Format::Md {
+        for line in missing(&report, question) {
+            note(format_args!("{line}"));
+        }
     }
-    let (report, figures) = report::read_with_figures(&log, &options)?;
-    if let Some(path) = &args.html {
-        report.write_page(&figures, path)?;
+    answered(report.write(form(args.output), question, &Target::Stdout))
+}
+
+/// What is missing of the log, and with one question what cannot be answered.
+fn missing(report: &Report, question: Option<Question>) -> Vec<String> {
+    let mut lines = report.about.remarks.clone();
+    if question.is_some() {
+        let sections = report.sections();
+        let cannot = sections.iter().flat_map(|section| &section.cannot);
+        lines.extend(cannot.map(|reason| format!("no answer: {reason}")));
+        if sections.is_empty() {
+            lines.push("no answer: the model has no experts".to_owned());
+        }
     }
-    if let Some(folder) = &args.figures {
-        report::write_figures(&figures, folder)?;
-    }
-    answered(report.write(form(common.output), question, &Target::Stdout))
+    lines
 }
 
 fn open(
     log: &Path,
     question: Option<Question>,
-    common: &CommonArgs,
+    model: Option<&Path>,
 ) -> anyhow::Result<(Log, Options)> {
     let log = Log::open(log, None)?;
-    let layout = report::layout(&log, common.model.as_deref());
+    let layout = report::layout(&log, model);
     // The report says that the layout is not known; why a model that was named is of no use is worth a line.
-    if let (Err(reason), Some(_)) = (&layout, &common.model) {
+    if let (Err(reason), Some(_)) = (&layout, model) {
         note(format_args!("{reason}"));
     }
     let options = Options {

@@ -267,6 +267,10 @@ fn what_is_missing_is_said_and_the_rest_answered() {
     );
     assert!(text.contains("of the expert bytes ("), "{text}");
     assert!(
+        text.contains("bytes that are called unread here may have been read by them"),
+        "{text}"
+    );
+    assert!(
         text.contains("record with --faults") && text.contains("record with --block"),
         "{text}"
     );
@@ -293,14 +297,60 @@ fn what_is_missing_is_said_and_the_rest_answered() {
         .output()
         .unwrap();
     assert_bad_input(&output, &["tiny-gpt-oss.gguf"]);
-    let output = faultline().arg("report").output().unwrap();
-    assert_eq!(output.status.code(), Some(2));
+    // Numbers have no room for words, which then go to standard error.
+    for form in ["csv", "json"] {
+        let output = faultline()
+            .args(["report", "faults", "-o", form])
+            .arg(&cut)
+            .output()
+            .unwrap();
+        assert!(output.status.success());
+        let said = stderr(&output);
+        assert!(said.contains("the file was cut short"), "{said}");
+        assert!(said.contains("no answer: where page faults hit"), "{said}");
+    }
     let output = faultline()
         .args(["report", "--html"])
         .args([&log, &log])
         .output()
         .unwrap();
     assert_bad_input(&output, &["is the input"]);
+}
+
+#[test]
+fn questions_that_are_none_are_answered_with_those_that_are() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = tiny_model(folder.path(), "tiny-llama");
+    let log = record(&model, folder.path(), "3", &[]);
+    let log = log.to_str().unwrap();
+    let ask = |arguments: &[&str]| {
+        let mut command = faultline();
+        let command = command.current_dir(folder.path()).arg("report");
+        command.args(arguments).output().unwrap()
+    };
+    assert_bad_input(&ask(&["wast", log]), &["wast: no question", "waste, reuse"]);
+    assert_bad_input(&ask(&[log, "waste"]), &["before the log", "report waste "]);
+    assert_bad_input(&ask(&["order"]), &["faultline report order LOG"]);
+    assert_eq!(ask(&[]).status.code(), Some(2));
+    assert_eq!(ask(&["waste", log, log]).status.code(), Some(2));
+    let nowhere = ask(&[log, "--html", "no/folder/page.html"]);
+    assert_bad_input(
+        &nowhere,
+        &["no/folder/page.html: cannot create: No such file"],
+    );
+    assert!(!stderr(&nowhere).contains(".partial"));
+
+    let dense = ask(&["experts", log, "-o", "csv"]);
+    assert!(dense.status.success());
+    assert_eq!(stdout(&dense), "");
+    assert!(stderr(&dense).contains("the model has no experts"));
+
+    // A page about one question.
+    let page = folder.path().join("page.html");
+    let output = ask(&["order", log, "--html", page.to_str().unwrap()]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let html = fs::read_to_string(&page).unwrap();
+    assert!(html.contains("<h2 id=\"order\">") && !html.contains("<h2 id=\"waste\">"));
 }
 
 #[test]

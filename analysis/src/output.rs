@@ -86,6 +86,8 @@ impl Sink {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
             _ => Path::new("."),
         };
+        // Its error is the system's; that of the file below names the temporary one.
+        fs::metadata(folder).map_err(failed("create"))?;
         let pending: NamedTempFile = tempfile::Builder::new()
             .prefix(".faultline-")
             .suffix(".partial")

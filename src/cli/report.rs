@@ -1,13 +1,25 @@
 //! Options of `faultline report` and `faultline diff`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use analysis::report::Question;
-use clap::{Args, Subcommand};
+use clap::Args;
 
 use super::Format;
+use crate::exit::BadInput;
 
 const EXAMPLES: &str = "\
+QUESTIONS:
+  waste        Which bytes of the files are never read?
+  reuse        Which bytes are read again, by operations and from the disk?
+  order        In which order are the files read? Gaps, requests, latency.
+  determinism  Does every token read the same?
+  experts      How unevenly are experts used, and what would a cache of them reach?
+  layers       What does each layer read, and how long does it take?
+  components   What does each component (attn_q, ffn_down_exps, ..) read, and how long does it take?
+  timeline     How long do tokens take, and what happens when?
+  faults       What did the kernel do: page faults, reads from the disk, what was in memory.
+
 EXAMPLES:
   What did the run read, and what not?
     faultline report run.ftrace
@@ -20,24 +32,25 @@ EXAMPLES:
 
 EXIT CODES: 0 done (also when the reader of standard output went away), 1 the output cannot be written, 2 bad input";
 
-/// Says in words what was found; a question as a verb shows its tables, too. What the log cannot answer is said with the reason.
+/// Says in words what was found; with a question its tables, too. What the log cannot answer is said with the reason.
 /// docs/report.md explains every answer.
 #[derive(Debug, Args)]
-#[command(after_help = EXAMPLES)]
-#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+#[command(after_help = EXAMPLES, override_usage = "faultline report [OPTIONS] [QUESTION] <LOG>")]
 #[group(skip)]
 pub(crate) struct ReportArgs {
-    #[command(subcommand)]
-    pub(crate) question: Option<AskArgs>,
+    /// The log that `faultline record` wrote; before it one question, without which all are answered.
+    #[arg(value_name = "[QUESTION] LOG", required = true, num_args = 1..=2)]
+    pub(crate) question_and_log: Vec<PathBuf>,
 
-    /// The log that `faultline record` wrote.
-    #[arg(value_name = "LOG", required = true)]
-    pub(crate) log: Option<PathBuf>,
+    /// The model, if it is not any more where it was recorded: says where its files are on the device.
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) model: Option<PathBuf>,
 
-    #[command(flatten)]
-    pub(crate) common: CommonArgs,
+    /// The form of the answer.
+    #[arg(short, long, value_name = "md|csv|json", default_value = "md")]
+    pub(crate) output: Format,
 
-    /// Also write one web page with all answers, figures and tables; it needs no network.
+    /// Also write one web page with the answers, figures and tables; it needs no network.
     #[arg(long, value_name = "FILE")]
     pub(crate) html: Option<PathBuf>,
 
@@ -46,64 +59,39 @@ pub(crate) struct ReportArgs {
     pub(crate) figures: Option<PathBuf>,
 }
 
-/// What all questions have in common.
-#[derive(Debug, Args)]
-pub(crate) struct CommonArgs {
-    /// The model, if it is not any more where it was recorded: says where its files are on the device.
-    #[arg(short, long, value_name = "FILE")]
-    pub(crate) model: Option<PathBuf>,
-
-    /// The form of the answer.
-    #[arg(short, long, value_name = "md|csv|json", default_value = "md")]
-    pub(crate) output: Format,
-}
-
-/// One question.
-#[derive(Debug, Subcommand)]
-pub(crate) enum AskArgs {
-    /// Which bytes of the files are never read?
-    Waste(AskLogArgs),
-    /// Which bytes are read again, by operations and from the disk?
-    Reuse(AskLogArgs),
-    /// In which order are the files read? Gaps, requests, latency.
-    Order(AskLogArgs),
-    /// Does every token read the same?
-    Determinism(AskLogArgs),
-    /// How unevenly are experts used, and what would a cache of them reach?
-    Experts(AskLogArgs),
-    /// What does each layer read, and how long does it take?
-    Layers(AskLogArgs),
-    /// What does each component (attn_q, ffn_down_exps, ..) read, and how long does it take?
-    Components(AskLogArgs),
-    /// How long do tokens take, and what happens when?
-    Timeline(AskLogArgs),
-    /// What did the kernel do: page faults, reads from the disk, what was in memory.
-    Faults(AskLogArgs),
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct AskLogArgs {
-    /// The log that `faultline record` wrote.
-    #[arg(value_name = "LOG")]
-    pub(crate) log: PathBuf,
-
-    #[command(flatten)]
-    pub(crate) common: CommonArgs,
-}
-
-impl AskArgs {
-    /// The question and what it is asked of.
-    pub(crate) fn question(&self) -> (Question, &AskLogArgs) {
-        match self {
-            AskArgs::Waste(args) => (Question::Waste, args),
-            AskArgs::Reuse(args) => (Question::Reuse, args),
-            AskArgs::Order(args) => (Question::Order, args),
-            AskArgs::Determinism(args) => (Question::Determinism, args),
-            AskArgs::Experts(args) => (Question::Experts, args),
-            AskArgs::Layers(args) => (Question::Layers, args),
-            AskArgs::Components(args) => (Question::Components, args),
-            AskArgs::Timeline(args) => (Question::Timeline, args),
-            AskArgs::Faults(args) => (Question::Faults, args),
+impl ReportArgs {
+    /// What is asked of which log.
+    ///
+    /// # Errors
+    ///
+    /// [`BadInput`] says what would be right.
+    pub(crate) fn question_and_log(&self) -> Result<(Option<Question>, &Path), BadInput> {
+        let named = |text: &PathBuf| {
+            let mut all = Question::ALL.into_iter();
+            all.find(|question| text.as_os_str() == question.name())
+        };
+        match self.question_and_log.as_slice() {
+            [log] => match named(log) {
+                Some(question) if !log.exists() => Err(BadInput(format!(
+                    "{0} of which log? faultline report {0} LOG",
+                    question.name()
+                ))),
+                _ => Ok((None, log)),
+            },
+            [question, log] => match (named(question), named(log)) {
+                (Some(question), _) => Ok((Some(question), log)),
+                (None, Some(behind)) => Err(BadInput(format!(
+                    "the question comes before the log: faultline report {} {}",
+                    behind.name(),
+                    question.display()
+                ))),
+                (None, None) => Err(BadInput(format!(
+                    "{}: no question; the questions are {}",
+                    question.display(),
+                    Question::ALL.map(Question::name).join(", ")
+                ))),
+            },
+            _ => unreachable!("clap takes one or two"),
         }
     }
 }

@@ -60,6 +60,17 @@ impl Log {
         &self.reader
     }
 
+    /// Records that are missing: for want of room, or because the file was cut short.
+    pub fn n_missing(&self) -> u64 {
+        let n_cut = match self.reader.damage() {
+            Some(LogError::Truncated {
+                readable, expected, ..
+            }) => expected - readable,
+            _ => 0,
+        };
+        self.reader.header().n_lost + n_cut
+    }
+
     /// One line that says what is missing, if anything is.
     pub fn missing(&self) -> Option<String> {
         let header = self.reader.header();

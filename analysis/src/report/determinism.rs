@@ -88,12 +88,12 @@ impl Determinism {
         let compared = plural(self.n_compared, "further step");
         if self.n_equal == self.n_compared {
             section.find(format!(
-                "Yes, up to the slice: {compared} had the {} operations of the first on the same tensors in the same order.",
+                "Every token reads the same, up to the slice: {compared} had the {} operations of the first on the same tensors in the same order.",
                 count(self.n_operations)
             ));
         } else {
             section.find(format!(
-                "No: {} of {compared} had another sequence of operations than the first; there are {} kinds of steps.",
+                "Tokens do not read the same: {} of {compared} had another sequence of operations than the first; there are {} kinds of steps.",
                 count(self.n_compared - self.n_equal),
                 count(self.n_kinds),
             ));

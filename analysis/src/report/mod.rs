@@ -66,7 +66,7 @@ pub struct About {
     pub model_digest: String,
     /// Records that were read.
     pub n_records: u64,
-    /// Records that the log has lost.
+    /// Records that are missing: the log was full, or the file was cut short.
     pub n_lost: u64,
     /// Whether the first ones are among them.
     pub lost_beginning: bool,
@@ -228,7 +228,7 @@ fn about(log: &Log, model: &weights::Model, seen: &stream::Seen, n_unknown: u64)
             .map_or(String::new(), |file| file.path.clone()),
         model_digest: crate::text::hex(&log.reader().header().model_digest),
         n_records: seen.n_records,
-        n_lost: log.reader().header().n_lost,
+        n_lost: log.n_missing(),
         lost_beginning: seen.lost_beginning,
         n_accesses: seen.n_accesses,
         n_whole_steps: seen.n_whole_steps,

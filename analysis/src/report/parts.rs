@@ -130,17 +130,17 @@ impl Parts {
             return section;
         }
         section.find(format!(
-            "Operations that read weights took {}; those of {} most of it ({}, {}).",
-            duration(time_ns),
+            "Of the {what}s, {} took the longest: {} of the {} of operations that read weights ({}).",
             words(what, &slowest.name),
             duration(slowest.time_ns),
+            duration(time_ns),
             percent(share(slowest.time_ns, time_ns)),
         ));
         section.find(format!(
-            "Of the {} that were read, most were of {}: {} ({}).",
-            size(bytes),
+            "The most was read of {}: {} of {} ({}).",
             words(what, &largest.name),
             size(largest.consumed_bytes),
+            size(bytes),
             percent(share(largest.consumed_bytes, bytes)),
         ));
         if question == Question::Components {

@@ -145,7 +145,7 @@ pub(crate) struct Tally<'m> {
     step_touched: Classes,
     /// Bytes that generated tokens read at least once.
     touched: Classes,
-    pub(crate) coverage: Vec<Coverage>,
+    coverage: Vec<Coverage>,
     n_tokens: u64,
     next_point: u64,
     /// Bytes that each generated token read.
@@ -212,6 +212,21 @@ impl<'m> Tally<'m> {
             *phases |= bit;
         }
         self.step_touched.add(weight.class, new_bytes);
+    }
+
+    /// What generated tokens had read at least once by some points of the run, and by its end.
+    pub(crate) fn coverage(&self) -> Vec<Coverage> {
+        let mut coverage = self.coverage.clone();
+        if coverage
+            .last()
+            .is_some_and(|last| last.n_tokens < self.n_tokens)
+        {
+            coverage.push(Coverage {
+                n_tokens: self.n_tokens,
+                touched_bytes: self.touched,
+            });
+        }
+        coverage
     }
 
     fn end_single(&mut self) {

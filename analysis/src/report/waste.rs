@@ -127,7 +127,7 @@ impl Waste {
             expert_share_per_token: has_experts
                 .then(|| per_token.mean / container_bytes.experts as f64),
             expert_bytes_per_token: has_experts.then_some(per_token),
-            coverage: tally.coverage.clone(),
+            coverage: tally.coverage(),
             container_bytes,
         }
     }
@@ -150,7 +150,7 @@ impl Waste {
         let total = &self.total;
         if about.n_lost > 0 {
             section.cannot.push(format!(
-                "what the {} that the log has lost read: bytes that are called unread here may have been read by them",
+                "what the {} that are missing read: bytes that are called unread here may have been read by them",
                 plural(about.n_lost, "record")
             ));
         }
@@ -216,15 +216,18 @@ impl Waste {
                     size(bytes.mean as u64),
                     size(row.container_bytes),
                 );
-                let points = [100, self.coverage.last().map_or(0, |at| at.n_tokens)];
-                for (index, at) in points.iter().filter_map(|n| self.coverage_at(*n)).enumerate() {
-                    if index == 1 && at.n_tokens <= 100 {
+                let last = self.coverage.last();
+                let hundred = self.coverage_at(100).filter(|at| at.n_tokens == 100);
+                let points = [(hundred, "100"), (last, "all")];
+                for (at, name) in points.into_iter().filter_map(|(at, name)| Some((at?, name))) {
+                    let touched = share(at.touched_bytes.experts, row.container_bytes);
+                    section.fact(format!("experts_share_{name}_tokens"), touched);
+                    // One number is said once.
+                    if name == "all" && at.n_tokens == 100 {
                         continue;
                     }
-                    let touched = share(at.touched_bytes.experts, row.container_bytes);
                     let tokens = plural(at.n_tokens, "token");
                     text += &format!("; {tokens} together read {}", percent(touched));
-                    section.fact(format!("experts_share_{}_tokens", at.n_tokens), touched);
                 }
                 section.find(text + ".");
                 section.fact("expert_share_per_token", part);

@@ -41,7 +41,7 @@ pub(super) fn hits(experts: &Experts) -> Option<Chart> {
         return None;
     }
     let subtitle = format!(
-        "Share of the uses of experts that a cache for all layers answers, over its size; {}. An expert's first use misses, unless it was pinned before.",
+        "Share of the uses that a cache for all layers answers; {}. First uses miss, but for experts that were pinned before.",
         plural(experts.n_kept_tokens, "generated token")
     );
     let panels = vec![panel(
