@@ -318,6 +318,35 @@ fn what_is_missing_is_said_and_the_rest_answered() {
 }
 
 #[test]
+fn a_log_that_has_wrapped_is_answered_without_its_beginning() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = tiny_model(folder.path(), "tiny-gpt-oss");
+    let log = record(
+        &model,
+        folder.path(),
+        "1500",
+        &["--log-size", "1", "-c", "2048"],
+    );
+    let text = report(&log, &[]);
+    for said in [
+        "the oldest gave way",
+        "bytes that are called unread here may have been read by them",
+        "the log has lost its beginning",
+        "A token reads 25 % of the expert bytes (",
+        "Every token reads the same, up to the slice",
+    ] {
+        assert!(text.contains(said), "{said:?} is not in: {text}");
+    }
+    let page = folder.path().join("page.html");
+    report(&log, &["--html", page.to_str().unwrap()]);
+    let html = fs::read_to_string(&page).unwrap();
+    assert!(
+        !html.contains("<figure data-name=\"load\">")
+            && html.contains("<figure data-name=\"heat\">")
+    );
+}
+
+#[test]
 fn questions_that_are_none_are_answered_with_those_that_are() {
     let folder = tempfile::tempdir().unwrap();
     let model = tiny_model(folder.path(), "tiny-llama");
