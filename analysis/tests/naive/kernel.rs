@@ -30,7 +30,7 @@ fn assert_kinds(found: &Value, expected: &Sums) {
 
 /// Equal but for the last digits, which JSON does not keep.
 #[track_caller]
-fn assert_ratio(found: &Value, expected: f64) {
+pub(super) fn assert_ratio(found: &Value, expected: f64) {
     let found = found.as_f64().unwrap();
     let distance = (found - expected).abs();
     assert!(
