@@ -43,7 +43,7 @@ fn every_documented_command_answers() {
     let folder = tempfile::tempdir().unwrap();
     let model = tiny_model(folder.path(), "tiny-gpt-oss");
     fs::rename(model, folder.path().join("model.gguf")).unwrap();
-    let has_extents = tracer::extents(&folder.path().join("model.gguf")).is_ok();
+    let has_extents = tracer::extents(folder.path().join("model.gguf")).is_ok();
     for command in commands {
         if command.contains("--extents") && !has_extents {
             eprintln!("skipped: {command}: the file system of the temporary folder has no FIEMAP");

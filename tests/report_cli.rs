@@ -324,7 +324,7 @@ fn a_log_that_has_wrapped_is_answered_without_its_beginning() {
     let log = record(
         &model,
         folder.path(),
-        "1500",
+        "900",
         &["--log-size", "1", "-c", "2048"],
     );
     let text = report(&log, &[]);
