@@ -61,6 +61,7 @@ mod memory;
 mod memory_map;
 mod model;
 mod observer;
+mod packing;
 mod params;
 mod preflight;
 mod router;
@@ -91,6 +92,7 @@ pub use memory::{BufferUse, MemoryExtras, Perf, repacked_bytes};
 pub use memory_map::ModelMemory;
 pub use model::Model;
 pub use observer::{GraphRef, NodeObserver, Pending};
+pub use packing::Packing;
 pub use params::{
     ContextParams, FlashAttention, LoadMode, MAX_CONTEXT_TOKENS, MAX_SEQUENCES, MAX_THREADS,
     ModelParams, Prefetch, default_threads,

@@ -33,7 +33,8 @@ use crate::failure::FailureSlot;
 ///
 /// `map` returns memory that nobody else writes to, of at least the size that is asked for and aligned to 4096, which stays
 /// mapped until `unmap` is called for the part. When `load` returns `Ok`, the range holds the file's bytes, and it stays
-/// readable and unchanged until then.
+/// readable and unchanged until then. Where [`repacks`](ModelMemory::repacks) gives `true`, it is writable, too, and nothing
+/// else reads or writes it: llama.cpp changes it after `load`.
 pub unsafe trait ModelMemory: Send {
     /// Memory for part `file` of the model, which is `size_bytes` long.
     ///
@@ -58,6 +59,15 @@ pub unsafe trait ModelMemory: Send {
     /// no tensor.
     fn is_lazy(&mut self, file: usize, range: Range<usize>) -> bool {
         let _ = (file, range);
+        false
+    }
+
+    /// Whether weights are brought into the layout of the repacked kernels in this memory, where
+    /// [`ModelParams::repack`](crate::ModelParams::repack) asks for that. Those that are read up front are repacked after
+    /// [`load`](ModelMemory::load). Of those on demand that are [packed](crate::WeightRef::packing), a
+    /// [`SliceProvider`](crate::SliceProvider) gives slices to which [`Packing::repack`](crate::Packing::repack) was applied.
+    /// The default is no: then the former are copied to memory of llama.cpp's own, and the latter are not repacked.
+    fn repacks(&self) -> bool {
         false
     }
 }
@@ -91,12 +101,13 @@ impl MemoryState {
     }
 
     /// The C interface; its functions expect [`user_data`](MemoryState::user_data).
-    pub(crate) fn interface() -> sys::llama_model_mapping_i {
+    pub(crate) fn interface(&self) -> sys::llama_model_mapping_i {
         sys::llama_model_mapping_i {
             map: Some(on_map),
             load: Some(on_load),
             unmap: Some(on_unmap),
             lazy: Some(on_lazy),
+            repack: lock(&self.memory).repacks(),
         }
     }
 

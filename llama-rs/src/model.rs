@@ -424,10 +424,11 @@ fn load_raw<F: FnMut(f32) -> ControlFlow<()>>(
     raw.progress_callback = Some(on_progress::<F>);
     raw.progress_callback_user_data = std::ptr::from_mut(&mut progress).cast();
 
-    let interface = MemoryState::interface();
-    let (mapping, user_data) = memory.map_or((std::ptr::null(), std::ptr::null_mut()), |state| {
-        (std::ptr::from_ref(&interface), state.user_data())
-    });
+    let interface = memory.map(|state| state.interface());
+    let mapping = interface
+        .as_ref()
+        .map_or(std::ptr::null(), std::ptr::from_ref);
+    let user_data = memory.map_or(std::ptr::null_mut(), |state| state.user_data());
 
     logs::clear_reasons();
     let mut model = std::ptr::null_mut();

@@ -110,7 +110,7 @@ pub struct ModelParams {
     pub prefetch: Prefetch,
     /// Whether weights may be copied into a layout that suits the CPU's vector units (llama.cpp's
     /// `use_extra_bufts`). The copies are anonymous memory beside the file; sparse tensors that are read on
-    /// demand are never repacked.
+    /// demand are repacked only in memory that [`repacks`](crate::ModelMemory::repacks).
     pub repack: bool,
     /// How the files get into memory.
     pub load_mode: LoadMode,

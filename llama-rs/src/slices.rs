@@ -140,7 +140,9 @@ pub struct Begin<'a> {
 ///
 /// For every `get` between a `begin` and its `end`, the returned address must point at the slice's bytes as in the
 /// model file ([`WeightRef::slice_bytes`] of them), readable and unchanged until `end` for that operation has been
-/// called. [`WeightRef::mapped`], the default, is such an address.
+/// called. [`WeightRef::mapped`], the default, is such an address. Of a weight with a [`packing`](WeightRef::packing), which only
+/// memory that [`repacks`](crate::ModelMemory::repacks) has, it must point at those bytes after
+/// [`Packing::repack`](crate::Packing::repack).
 pub unsafe trait SliceProvider: Send + Sync {
     /// The operation is about to read the slices in `access.ids`. May reorder them and start I/O; must not wait.
     fn begin(&self, access: &mut Begin<'_>);

@@ -7,6 +7,7 @@ use std::ptr::NonNull;
 
 use llama_sys as sys;
 
+use crate::packing::Packing;
 use crate::slices::{Dim, Which};
 
 /// Tells tensors apart, as the key of a hash table: the address of the `ggml_tensor`.
@@ -206,6 +207,12 @@ impl WeightRef<'_> {
             Dim::Matrices => nb[2],
             Dim::Whole => nb[3] * usize::try_from(self.ne()[3]).unwrap_or(0),
         }
+    }
+
+    /// How slices of it have to be repacked before a [`SliceProvider`](crate::SliceProvider) gives their address; `None`: not
+    /// at all.
+    pub fn packing(&self) -> Option<Packing> {
+        Packing::of(self.tensor())
     }
 
     /// Where the slice is in the mapped file.

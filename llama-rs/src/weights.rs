@@ -5,6 +5,7 @@ use std::ffi::CStr;
 use llama_sys as sys;
 
 use crate::model::Model;
+use crate::packing::Packing;
 use crate::tensors::TensorKey;
 
 /// A tensor that a loaded model computes with.
@@ -20,6 +21,8 @@ pub struct LoadedWeight {
     pub size_bytes: u64,
     /// Whether operations read it where a [`SliceProvider`](crate::SliceProvider) says.
     pub is_lazy: bool,
+    /// How it is repacked, if it is so where it was loaded, or slices of it have to be.
+    pub packing: Option<Packing>,
 }
 
 impl Model {
@@ -53,5 +56,6 @@ fn describe(tensor: *const sys::ggml_tensor) -> Option<LoadedWeight> {
         // SAFETY: a valid tensor.
         size_bytes: unsafe { sys::ggml_nbytes(tensor) } as u64,
         is_lazy: fields.flags.cast_unsigned() & sys::GGML_TENSOR_FLAG_LAZY != 0,
+        packing: Packing::of(fields),
     })
 }

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use llama_rs::{
-    Advise, Backend, Begin, Error, LoadMode, Model, ModelMemory, ModelParams, Prefetch,
+    Advise, Backend, Begin, Error, LoadMode, Model, ModelMemory, ModelParams, Packing, Prefetch,
     SliceProvider, Token, WeightRef, Which,
 };
 use model_shapes::{ExpertType, Shape};
@@ -35,6 +35,7 @@ struct Guarded {
     /// Calls of `map` less calls of `unmap`.
     n_mapped: Arc<AtomicUsize>,
     loaded_bytes: Arc<AtomicUsize>,
+    repacks: bool,
 }
 
 impl Guarded {
@@ -46,6 +47,7 @@ impl Guarded {
             parts: Arc::default(),
             n_mapped: Arc::default(),
             loaded_bytes: Arc::default(),
+            repacks: false,
         }
     }
 }
@@ -88,7 +90,9 @@ unsafe impl ModelMemory for Guarded {
         self.files[file]
             .read_exact_at(bytes, range.start as u64)
             .map_err(|error| error.to_string())?;
-        protect(pages, libc::PROT_READ);
+        if !self.repacks {
+            protect(pages, libc::PROT_READ);
+        }
         self.loaded_bytes.fetch_add(range.len(), Ordering::Relaxed);
         Ok(())
     }
@@ -99,6 +103,10 @@ unsafe impl ModelMemory for Guarded {
         // SAFETY: mapped by `map`; the model does not use it any more.
         assert_eq!(unsafe { libc::munmap(address, part.size_bytes) }, 0);
         self.n_mapped.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    fn repacks(&self) -> bool {
+        self.repacks
     }
 }
 
@@ -141,6 +149,14 @@ unsafe impl SliceProvider for FromFiles {
         self.files[file]
             .read_exact_at(&mut bytes, key.1 as u64)
             .ok()?;
+        if let Some(packing) = weight.packing() {
+            // In parts, as several threads would do it.
+            let part_bytes = Packing::PART_ROWS * packing.row_bytes();
+            for rows in bytes.chunks_mut(part_bytes) {
+                assert!(packing.repack(rows));
+            }
+            assert!(!packing.repack(&mut bytes[1..]));
+        }
         let mut lines = vec![Line([0; 64]); size.div_ceil(64)].into_boxed_slice();
         for (line, chunk) in lines.iter_mut().zip(bytes.chunks(64)) {
             line.0[..chunk.len()].copy_from_slice(chunk);
@@ -162,11 +178,24 @@ fn load_into(
 }
 
 fn check(path: &Path, prefetch: Prefetch) {
+    check_repacked(path, prefetch, false);
+}
+
+/// With repacking, the memory repacks, and the logits are those of weights that llama.cpp copied to buffers of its own for it.
+/// Gives how many weights are repacked where they are.
+fn check_repacked(path: &Path, prefetch: Prefetch, repack: bool) -> usize {
+    let params = |prefetch| ModelParams {
+        repack,
+        ..params(prefetch)
+    };
     let expected = {
-        let mapped = support::load(path, Prefetch::Eager);
+        let mapped = Model::load(&Backend::init(), path, &params(Prefetch::Eager)).unwrap();
         logits(&mut context(&mapped, 2))
     };
-    let memory = Guarded::new(path);
+    let memory = Guarded {
+        repacks: repack,
+        ..Guarded::new(path)
+    };
     let parts = Arc::clone(&memory.parts);
     let provider = || FromFiles {
         files: Guarded::new(path).files,
@@ -179,6 +208,8 @@ fn check(path: &Path, prefetch: Prefetch) {
     let loaded_bytes = loaded_bytes.load(Ordering::Relaxed) as u64;
     let is_lazy = model.weights().iter().any(|weight| weight.is_lazy);
     assert_eq!(loaded_bytes < model.size_bytes(), is_lazy);
+    let weights = model.weights().into_iter();
+    let n_packed = weights.filter(|weight| weight.packing.is_some()).count();
     assert!(prefetch != Prefetch::Eager || !is_lazy);
     for threads in [1, 2] {
         let mut context = context(&model, threads);
@@ -197,6 +228,28 @@ fn check(path: &Path, prefetch: Prefetch) {
     assert!(Advise::new(&model).is_err());
     drop(model);
     assert_eq!(n_mapped.load(Ordering::Relaxed), 0);
+    n_packed
+}
+
+/// Experts of Q4_K and MXFP4 have repacked kernels on CPUs with AVX2 or NEON.
+#[test]
+fn repacked_where_they_are_weights_give_the_same_logits() {
+    let folder = folder();
+    let mut n_packed = 0;
+    for experts in ExpertType::ALL {
+        let shape = Shape::tiny("tiny-qwen3moe", experts).unwrap();
+        let path = model_file(folder.path(), &shape);
+        for prefetch in [Prefetch::Eager, Prefetch::Selective] {
+            n_packed += check_repacked(&path, prefetch, true);
+        }
+    }
+    for shape in ["tiny-gpt-oss", "tiny-llama", "tiny-llama-untied"] {
+        let path = model_file(folder.path(), &Shape::by_name(shape).unwrap());
+        n_packed += check_repacked(&path, Prefetch::Selective, true);
+    }
+    let has_kernels = cfg!(target_arch = "aarch64")
+        || cfg!(target_arch = "x86_64") && std::is_x86_feature_detected!("avx2");
+    assert_eq!(n_packed > 0, has_kernels, "{n_packed} weights");
 }
 
 #[test]

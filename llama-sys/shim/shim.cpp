@@ -53,7 +53,7 @@ const char * faultline_last_error(void) {
 }
 
 int32_t faultline_abi_version(void) {
-    return llama_lazy_abi_v2();
+    return llama_lazy_abi_v3();
 }
 
 // Weights that were only counted lie in a buffer without functions, so that nobody has told them which kernels read them; the size

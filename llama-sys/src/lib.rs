@@ -38,11 +38,11 @@ pub use build_info::{GGML_VERSION, LLAMA_BUILD, PATCH_SET_DIGEST};
 pub use bindings::{
     GGML_TENSOR_FLAG_LAZY, LLAMA_LAZY_MODE_ALL, LLAMA_LAZY_MODE_SPARSE, ggml_backend_cpu_lazy_i,
     ggml_backend_cpu_set_lazy, ggml_backend_cpu_set_tensor_trace, ggml_backend_cpu_trace_i,
-    llama_lazy_abi_v2, llama_model_load_from_splits_mapped, llama_model_mapping_i, llama_set_lazy,
+    llama_lazy_abi_v3, llama_model_load_from_splits_mapped, llama_model_mapping_i, llama_set_lazy,
     llama_set_tensor_trace,
 };
 
 /// The ABI marker of the patched library. `#[used]` keeps the reference in every program, so that an unpatched or stale
-/// library fails at link time: "undefined symbol: llama_lazy_abi_v2".
+/// library fails at link time: "undefined symbol: llama_lazy_abi_v3".
 #[used]
-static ABI_MARKER: unsafe extern "C" fn() -> i32 = llama_lazy_abi_v2;
+static ABI_MARKER: unsafe extern "C" fn() -> i32 = llama_lazy_abi_v3;

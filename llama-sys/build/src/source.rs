@@ -278,12 +278,12 @@ mod tests {
             .unwrap_err()
             .to_string();
         assert!(
-            message.contains("does not declare llama_lazy_abi_v2: no patch series"),
+            message.contains("does not declare llama_lazy_abi_v3: no patch series"),
             "{message}"
         );
         write(
             &dir.path().join("include/llama.h"),
-            "LLAMA_API int32_t llama_lazy_abi_v2(void);\n",
+            "LLAMA_API int32_t llama_lazy_abi_v3(void);\n",
         );
         check_marker(dir.path(), &Overlay::empty()).unwrap();
     }

@@ -108,7 +108,7 @@ mod tests {
         let prepared = prepare(&config, Patching::Patched, &tree).unwrap();
         assert_eq!(
             read(&tree.join(HEADER)),
-            "// upstream\nint llama_lazy_abi_v2(void);\n"
+            "// upstream\nint llama_lazy_abi_v3(void);\n"
         );
         assert!(!tree.join("ggml/src/ggml-cuda").exists());
         assert_eq!(prepared.patch_set_digest.len(), 64);
@@ -145,7 +145,7 @@ mod tests {
             .unwrap_err()
             .to_string();
         assert!(
-            message.contains("include/llama.h still does not declare llama_lazy_abi_v2"),
+            message.contains("include/llama.h still does not declare llama_lazy_abi_v3"),
             "{message}"
         );
         assert!(!tree.exists());
@@ -172,7 +172,7 @@ mod tests {
         assert!(message.contains("no patch series is applied"), "{message}");
 
         let source = config.source.clone().unwrap();
-        write(&source.join(HEADER), "int llama_lazy_abi_v2(void);\n");
+        write(&source.join(HEADER), "int llama_lazy_abi_v3(void);\n");
         let prepared = prepare(&config, Patching::Patched, &tree).unwrap();
         assert_eq!(prepared.patch_set_digest, "assumed");
     }

@@ -32,7 +32,7 @@ pub const MARKER_FILES: [&str; 7] = [
 ];
 
 /// The function that the patched `include/llama.h` declares and that exists only in a patched library.
-pub const ABI_MARKER: &str = "llama_lazy_abi_v2";
+pub const ABI_MARKER: &str = "llama_lazy_abi_v3";
 
 /// Folders of the tree that a CPU build never reads: backends for other devices. They are left out of the copy.
 pub const UNUSED_FOLDERS: [&str; 17] = [
