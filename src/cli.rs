@@ -238,8 +238,8 @@ pub(crate) struct RunArgs {
     #[command(flatten)]
     pub(crate) pager: PagerArgs,
 
-    /// Copy weights into the layout that suits the CPU best: faster, but that part of the model is in memory twice. Never
-    /// with --prefetch pager.
+    /// Bring weights into the layout that suits the CPU best: faster, but that part of the model is in memory twice; once with
+    /// --prefetch pager. Experts that the kernel reads on demand (selective, none) stay as they are.
     #[arg(
         long,
         value_name = "on|off",

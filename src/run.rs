@@ -16,7 +16,7 @@ use llama_rs::{
 };
 use pager::{PagerError, PagerOptions};
 
-use crate::cli::{Loading, RecordArgs, RunArgs, Switch};
+use crate::cli::{RecordArgs, RunArgs, Switch};
 use crate::exit::{BadInput, Outcome};
 use crate::output::{self, Output, note};
 use crate::progress::LoadBar;
@@ -330,9 +330,9 @@ fn stream(
 
 fn print_configuration(args: &RunArgs, model: &Model, context: &Context<'_>, seed: u32) {
     let threads = args.threads.unwrap_or_else(llama_rs::default_threads);
-    let repack = match (args.repack, args.prefetch) {
-        (Switch::On, Loading::Mapped(_)) => "on",
-        _ => "off",
+    let repack = match args.repack {
+        Switch::On => "on",
+        Switch::Off => "off",
     };
     let sampling = if args.temp == 0.0 {
         "greedy".to_owned()

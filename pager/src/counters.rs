@@ -18,6 +18,7 @@ pub struct Counters {
     n_prefetches_used: AtomicU64,
     n_cancelled: AtomicU64,
     n_failed: AtomicU64,
+    repack_ns: AtomicU64,
     stream: Stream,
 }
 
@@ -63,6 +64,9 @@ pub struct CountersSnapshot {
     pub n_cancelled: u64,
     /// Reads that failed for good.
     pub n_failed: u64,
+    /// Time in which threads that needed a slice repacked slices that had arrived, in nanoseconds, summed over the threads.
+    #[serde(default)]
+    pub repack_ns: u64,
     /// Dense matrices that were streamed.
     pub stream: StreamCounts,
 }
@@ -161,6 +165,7 @@ impl CountersSnapshot {
                 .saturating_sub(earlier.n_prefetches_used),
             n_cancelled: self.n_cancelled.saturating_sub(earlier.n_cancelled),
             n_failed: self.n_failed.saturating_sub(earlier.n_failed),
+            repack_ns: self.repack_ns.saturating_sub(earlier.repack_ns),
             stream: self.stream.since(&earlier.stream),
         }
     }
@@ -186,6 +191,7 @@ impl Counters {
             n_prefetches_used: zero(),
             n_cancelled: zero(),
             n_failed: zero(),
+            repack_ns: zero(),
             stream: Stream::default(),
         }
     }
@@ -193,6 +199,11 @@ impl Counters {
     /// A compute thread waited for a dense matrix. Any thread may call this.
     pub fn add_stream_stall(&self, time_ns: u64) {
         self.stream.stall_ns.fetch_add(time_ns, Ordering::Relaxed);
+    }
+
+    /// A thread that needed a slice repacked, or waited for others who did. Any thread may call this.
+    pub fn add_repack(&self, time_ns: u64) {
+        self.repack_ns.fetch_add(time_ns, Ordering::Relaxed);
     }
 
     /// A compute thread waited for a slice of this layer. Any thread may call this.
@@ -234,6 +245,7 @@ impl Counters {
             n_prefetches_used: get(&self.n_prefetches_used),
             n_cancelled: get(&self.n_cancelled),
             n_failed: get(&self.n_failed),
+            repack_ns: get(&self.repack_ns),
             stream: StreamCounts {
                 n_ready: get(&self.stream.n_ready),
                 n_late: get(&self.stream.n_late),

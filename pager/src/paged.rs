@@ -6,8 +6,8 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use llama_rs::{
-    Backend, Context, ContextParams, LoadMode, LoraAdapter, Model, ModelParams, Prefetch,
-    SliceProvider,
+    Backend, Context, ContextParams, LoadMode, LoadedWeight, LoraAdapter, Model, ModelParams,
+    Prefetch, SliceProvider,
 };
 
 use crate::Budget;
@@ -123,8 +123,9 @@ pub struct PagedModel {
 
 impl PagedModel {
     /// Reads the dense weights of the model at `path`; their matrices not before [`attach`](PagedModel::attach) if they may have
-    /// to be streamed, as in every model without experts. Weights are not repacked, and what `params` says of prefetch and load
-    /// mode does not count.
+    /// to be streamed, as in every model without experts. With [`ModelParams::repack`] weights that llama.cpp has repacked kernels
+    /// for are repacked where they are, experts when they arrive in their slots. What `params` says of prefetch and load mode does
+    /// not count.
     ///
     /// # Errors
     ///
@@ -178,7 +179,6 @@ impl PagedModel {
         let params = ModelParams {
             prefetch: Prefetch::Selective,
             load_mode: LoadMode::Mmap,
-            repack: false,
             ..params.clone()
         };
         let model = Model::load_into(backend, path, &params, memory, progress)?;
@@ -273,7 +273,7 @@ impl PagedModel {
             compute_bytes: buffers.iter().map(|buffer| buffer.compute_bytes).sum(),
             // Logits are kept twice, as numbers of four bytes; one output at a time is what generating takes.
             outputs_bytes: 8 * n_vocab,
-            process_bytes: self.process_bytes,
+            process_bytes: self.process_bytes + llama_rs::repacked_bytes(&buffers),
             staging_bytes: 0,
             n_ubatch: context.n_ubatch(),
         };
@@ -289,20 +289,16 @@ impl PagedModel {
         if self.slices.is_empty() {
             // All reads are ahead, and all are needed.
             reads.prefetch_depth = reads.depth;
+            reads.prefetch_request_bytes_max = reads.request_bytes_max;
             reads.in_flight_bytes = u32::MAX;
         }
-        let pinned = self.pin(&plan, reads)?;
+        let weights = self.model.weights();
+        let pinned = self.pin(&plan, reads, &weights)?;
         let files = Arc::clone(&self.files);
         let (engine, report) = match faults {
             None => open_engine(files, None, reads)?,
             Some(faults) => open_faulty_engine(files, None, reads, faults)?,
         };
-        let lazy = self
-            .model
-            .weights()
-            .into_iter()
-            .filter(|weight| weight.is_lazy);
-        let keys = lazy.map(|weight| (weight.name, weight.key));
         let ahead = (options.lookahead).map(|min| Ahead::new(&self.slices, min));
         let provider = Provider::new(
             self.slices.clone(),
@@ -311,7 +307,7 @@ impl PagedModel {
             pinned,
             engine,
             ahead,
-            keys,
+            &weights,
         );
         let provider = Arc::new(provider.map_err(|source| PagerError::System {
             what: "no memory for slots",
@@ -327,7 +323,12 @@ impl PagedModel {
     }
 
     /// The matrices that the plan keeps in memory; reads them, unless that was done for an earlier plan.
-    fn pin(&self, plan: &MemoryPlan, reads: Preference) -> Result<Option<Arc<Pinned>>, PagerError> {
+    fn pin(
+        &self,
+        plan: &MemoryPlan,
+        reads: Preference,
+        weights: &[LoadedWeight],
+    ) -> Result<Option<Arc<Pinned>>, PagerError> {
         let is_streamed = |index: &usize| match &plan.dense_stream {
             Some(stream) => stream.streamed.contains(index),
             None => false,
@@ -348,7 +349,12 @@ impl PagedModel {
         // Both would not fit.
         *pinned = None;
         let (engine, _) = open_engine(Arc::clone(&self.files), None, reads)?;
-        let read = Arc::new(Pinned::read(&self.files, &stay, engine)?);
+        let packing_of = |tensor: &DenseTensor| {
+            let mut weights = weights.iter();
+            let is_it = |name: &str| self.slices.tensor(name) == Some(tensor.tensor);
+            weights.find(|weight| is_it(&weight.name))?.packing
+        };
+        let read = Arc::new(Pinned::read(&self.files, &stay, engine, packing_of)?);
         Ok(Some(Arc::clone(pinned.insert(read))))
     }
 }

@@ -4,6 +4,8 @@ use std::collections::HashMap;
 use std::ptr::NonNull;
 use std::time::Duration;
 
+use llama_rs::Packing;
+
 use crate::engine::{Class, Completion, Engine, ModelFiles, Read};
 use crate::paged::PagerError;
 use crate::region::Region;
@@ -24,7 +26,7 @@ pub(crate) struct Pinned {
 }
 
 impl Pinned {
-    /// Reads some of the dense tensors.
+    /// Reads some of the dense tensors, and repacks those that `packing_of` says so of.
     ///
     /// # Errors
     ///
@@ -33,6 +35,7 @@ impl Pinned {
         files: &ModelFiles,
         tensors: &[(usize, &DenseTensor)],
         engine: Box<dyn Engine>,
+        packing_of: impl Fn(&DenseTensor) -> Option<Packing>,
     ) -> Result<Pinned, PagerError> {
         let ranges = merged_ranges(tensors.iter().map(|(_, tensor)| *tensor), PAGE_BYTES);
         let mut size_bytes = 0;
@@ -91,6 +94,22 @@ impl Pinned {
             let (_, offset, base) = places[next - 1];
             (base + tensor.offset - offset) as usize
         };
+        for (_, tensor) in tensors {
+            let Some(packing) = packing_of(tensor) else {
+                continue;
+            };
+            let address = region.at(offset_of(tensor));
+            // SAFETY: the bytes of this tensor, which were read; nobody else knows of the region yet.
+            let rows = unsafe {
+                std::slice::from_raw_parts_mut(address.as_ptr(), tensor.size_bytes as usize)
+            };
+            if !packing.repack(rows) {
+                return Err(PagerError::System {
+                    what: "no memory to repack dense weights",
+                    source: std::io::ErrorKind::OutOfMemory.into(),
+                });
+            }
+        }
         let offsets = tensors
             .iter()
             .map(|(index, tensor)| (*index, offset_of(tensor)))

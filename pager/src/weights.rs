@@ -87,8 +87,32 @@ impl WeightMemory {
         Ok(self.engine.as_mut().expect("opened above"))
     }
 
-    /// Starts the reads of a range of whole pages, which nothing else reads or writes.
-    fn start(&mut self, part: usize, range: Range<u64>) -> Result<(), String> {
+    /// Reads whole pages to memory of their own, and copies the bytes of a range.
+    fn read_apart(
+        &mut self,
+        part: usize,
+        pages: &Range<u64>,
+        range: &Range<u64>,
+    ) -> Result<(), String> {
+        let size_bytes = (pages.end - pages.start) as usize;
+        let apart = Region::opened(size_bytes).map_err(|error| error.to_string())?;
+        let started = self.start(part, pages.clone(), apart.start());
+        if let Err(error) = started.and_then(|()| self.finish(part, pages)) {
+            // Waits for what is still on its way there.
+            self.engine = None;
+            return Err(error);
+        }
+        let from = apart.at((range.start - pages.start) as usize);
+        let to = self.region(part)?.at(range.start as usize);
+        // SAFETY: the range is inside of the pages, which were read; its place in the region was opened, and nothing uses it before
+        // this returns.
+        unsafe { to.copy_from_nonoverlapping(from, (range.end - range.start) as usize) };
+        Ok(())
+    }
+
+    /// Starts the reads of a range of whole pages to `target`, which nothing else reads or writes and which stays until they
+    /// have ended.
+    fn start(&mut self, part: usize, range: Range<u64>, target: NonNull<u8>) -> Result<(), String> {
         let end = range.end.min(self.files.files()[part].size_bytes());
         let end = end.next_multiple_of(PAGE_BYTES);
         let mut reads = Vec::new();
@@ -100,7 +124,8 @@ impl WeightMemory {
             reads.push(Read {
                 file: part as u32,
                 offset_bytes: offset,
-                target: self.region(part)?.at(offset as usize),
+                // SAFETY: inside of the target's memory, which is as large as the range.
+                target: unsafe { target.add((offset - range.start) as usize) },
                 size_bytes: size as u32,
                 key,
                 class: Class::Demand,
@@ -112,8 +137,8 @@ impl WeightMemory {
             });
             offset += size;
         }
-        // SAFETY: the targets are pages of the region that were opened for this; nobody looks at them before `load` has seen the
-        // completion, and the engine is dropped before the regions.
+        // SAFETY: the targets are pages that were opened for this; nobody looks at them before the completion was seen, and the
+        // engine is dropped before them.
         unsafe { self.engine()?.submit(&reads) }.map_err(|error| error.to_string())
     }
 
@@ -165,7 +190,7 @@ impl WeightMemory {
 }
 
 // SAFETY: the memory is private and anonymous, and stays until `unmap`. `load` returns when the reads that cover the range
-// have ended well; nothing writes to it afterwards.
+// have ended well; nothing here reads or writes it afterwards.
 unsafe impl ModelMemory for WeightMemory {
     fn map(&mut self, file: usize, size_bytes: usize) -> Result<NonNull<u8>, String> {
         let known_bytes = self.files.files().get(file).map(|file| file.size_bytes());
@@ -193,7 +218,8 @@ unsafe impl ModelMemory for WeightMemory {
         }
         self.regions[file] = Some(region);
         for range in ranges {
-            self.start(file, range)?;
+            let target = self.region(file)?.at(range.start as usize);
+            self.start(file, range, target)?;
         }
         if let Some((_, bytes)) = self.embedding.clone().filter(|(part, _)| *part == file) {
             self.finish(file, &bytes)?;
@@ -210,15 +236,19 @@ unsafe impl ModelMemory for WeightMemory {
             self.region(file)?
                 .open(pages.start as usize..pages.end as usize)
                 .map_err(|error| error.to_string())?;
-            // Neighbours may be on its first and last page: what is there already is read again, to the same bytes.
+            // Neighbours that are there already may be on its first and last page, repacked: they stay as they are.
             self.finish(file, &pages)?;
-            self.start(file, pages)?;
+            self.read_apart(file, &pages, &range)?;
         }
         self.finish(file, &range)
     }
 
     fn is_lazy(&mut self, file: usize, range: Range<usize>) -> bool {
         self.lazy.contains(&(file, range.start as u64))
+    }
+
+    fn repacks(&self) -> bool {
+        true
     }
 
     fn unmap(&mut self, file: usize) {

@@ -190,6 +190,8 @@ pub struct Preference {
     pub prefetch_depth: u16,
     /// Reads above this size are split into requests of it. 64 KiB to 8 MiB, a multiple of 4096.
     pub request_bytes_max: u32,
+    /// The same for prefetch reads: what the kernel has of them keeps a demand read waiting.
+    pub prefetch_request_bytes_max: u32,
     /// Whether the region is registered with `io_uring`.
     pub register: bool,
 }
@@ -200,8 +202,9 @@ impl Default for Preference {
             engine: EngineChoice::Auto,
             depth: 16,
             in_flight_bytes: IN_FLIGHT_BYTES,
-            prefetch_depth: 4,
+            prefetch_depth: 2,
             request_bytes_max: REQUEST_BYTES_MAX,
+            prefetch_request_bytes_max: PREFETCH_REQUEST_BYTES_MAX,
             register: true,
         }
     }
@@ -214,19 +217,23 @@ const IN_FLIGHT_BYTES: u32 = 4 << 20;
 /// The largest request.
 const REQUEST_BYTES_MAX: u32 = 8 << 20;
 
+/// About the smallest request with which a device is as fast as with large ones.
+const PREFETCH_REQUEST_BYTES_MAX: u32 = 1 << 20;
+
 impl Preference {
     fn check(&self) -> Result<(), EngineError> {
-        let request = self.request_bytes_max;
         if !(1..=1024).contains(&self.depth) || self.prefetch_depth == 0 {
             return Err(EngineError::BadPreference(format!(
                 "depth {} and prefetch depth {}: 1 to 1024 and at least 1 are possible",
                 self.depth, self.prefetch_depth
             )));
         }
-        if !(64 << 10..=REQUEST_BYTES_MAX).contains(&request) || !request.is_multiple_of(4096) {
-            return Err(EngineError::BadPreference(format!(
-                "requests of {request} bytes: multiples of 4096 from 65536 to {REQUEST_BYTES_MAX} are possible"
-            )));
+        for request in [self.request_bytes_max, self.prefetch_request_bytes_max] {
+            if !(64 << 10..=REQUEST_BYTES_MAX).contains(&request) || !request.is_multiple_of(4096) {
+                return Err(EngineError::BadPreference(format!(
+                    "requests of {request} bytes: multiples of 4096 from 65536 to {REQUEST_BYTES_MAX} are possible"
+                )));
+            }
         }
         Ok(())
     }

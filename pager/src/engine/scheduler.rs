@@ -153,17 +153,22 @@ impl Scheduler {
         let in_file = (file_bytes - read.offset_bytes).min(u64::from(read.size_bytes));
         // At most `size_bytes`, which has 32 bits.
         let in_file = in_file as u32;
+        let request_bytes_max = match read.class {
+            Class::Demand => self.preference.request_bytes_max,
+            Class::Prefetch => {
+                (self.preference.prefetch_request_bytes_max).min(self.preference.request_bytes_max)
+            }
+        };
         let op = self.ops.insert(Op {
             read: *read,
             submitted: now,
-            n_parts: in_file.div_ceil(self.preference.request_bytes_max),
+            n_parts: in_file.div_ceil(request_bytes_max),
             cancelled: false,
             cause: None,
         });
         let mut offset_bytes = 0;
         while offset_bytes < in_file {
-            let size_bytes =
-                (read.size_bytes - offset_bytes).min(self.preference.request_bytes_max);
+            let size_bytes = (read.size_bytes - offset_bytes).min(request_bytes_max);
             let part = self.parts.insert(Part {
                 op,
                 offset_bytes,

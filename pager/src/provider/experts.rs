@@ -7,7 +7,7 @@ use llama_rs::Begin;
 
 use super::{Inner, Look, PAGE_BYTES, Provider, lock};
 use crate::engine::{Class, Read};
-use crate::pool::PoolMode;
+use crate::pool::{PoolMode, SlotId};
 use crate::region::Region;
 use crate::residency::State;
 use crate::slices::SliceId;
@@ -22,13 +22,22 @@ pub(super) struct Slots {
 
 impl Provider {
     fn slot_address(&self, slice: SliceId) -> Option<NonNull<u8>> {
-        let slot = self.residency.slot(slice)?;
+        Some(self.address_in(self.residency.slot(slice)?, slice))
+    }
+
+    /// Where the bytes of a slice arrive.
+    pub(super) fn slot_in_flight(&self, slice: SliceId) -> Option<NonNull<u8>> {
+        match self.residency.state(slice) {
+            State::InFlight(slot) => Some(self.address_in(slot, slice)),
+            _ => None,
+        }
+    }
+
+    fn address_in(&self, slot: SlotId, slice: SliceId) -> NonNull<u8> {
         let head_bytes = (self.slices.slice(slice).offset % PAGE_BYTES) as usize;
-        Some(
-            self.slots
-                .region
-                .at(self.slots.offsets[slot.index()] + head_bytes),
-        )
+        self.slots
+            .region
+            .at(self.slots.offsets[slot.index()] + head_bytes)
     }
 
     /// Starts the reads that the pool has asked for.
@@ -83,6 +92,7 @@ impl Provider {
         let layer = stacks[index].layer;
         if state.layer.is_none_or(|last| layer <= last) {
             // What a step that failed has left.
+            self.finish_jobs(state);
             for pinned in &mut state.pinned {
                 state.pool.unpin(pinned);
                 pinned.clear();

@@ -6,6 +6,8 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
+use llama_rs::Packing;
+
 use super::{Inner, Look, PAGE_BYTES, Provider, lock};
 use crate::engine::{Class, Completion, Read};
 use crate::plan::DenseStream;
@@ -32,6 +34,7 @@ struct Matrix {
     /// Bytes of the first page that belong to others.
     head_bytes: usize,
     size_bytes: u64,
+    packing: Option<Packing>,
     /// One more than where its first byte is in the ring, or [`NOWHERE`], or [`FAILED`].
     place: AtomicUsize,
 }
@@ -59,7 +62,11 @@ pub(super) struct Streaming {
 
 impl Matrices {
     /// Memory as the plan says.
-    pub(super) fn new(slices: &Slices, plan: Option<&DenseStream>) -> std::io::Result<Matrices> {
+    pub(super) fn new(
+        slices: &Slices,
+        plan: Option<&DenseStream>,
+        packing_of: impl Fn(usize) -> Option<Packing>,
+    ) -> std::io::Result<Matrices> {
         let ring_bytes = plan.map_or(0, |plan| plan.ring_bytes as usize);
         let streamed = plan.map_or(&[][..], |plan| &plan.streamed);
         let matrix = |&index: &usize| {
@@ -70,6 +77,7 @@ impl Matrices {
                 pages: tensor.pages(PAGE_BYTES),
                 head_bytes: (tensor.offset % PAGE_BYTES) as usize,
                 size_bytes: tensor.size_bytes,
+                packing: packing_of(tensor.tensor),
                 place: AtomicUsize::new(NOWHERE),
             }
         };
@@ -148,6 +156,18 @@ impl Provider {
         reads.clear();
     }
 
+    /// Brings a matrix that has arrived in the ring into the layout of the repacked kernels, if it has one.
+    fn repack_matrix(&self, matrix: &Matrix, offset: usize) -> bool {
+        let Some(packing) = matrix.packing else {
+            return true;
+        };
+        let address = self.matrices.region.at(offset + matrix.head_bytes);
+        // SAFETY: the matrix's place in the ring, whose read has ended; nobody reads it before its address is published.
+        let rows =
+            unsafe { std::slice::from_raw_parts_mut(address.as_ptr(), matrix.size_bytes as usize) };
+        packing.repack(rows)
+    }
+
     pub(super) fn note_matrix(
         &self,
         streaming: &mut Streaming,
@@ -158,8 +178,20 @@ impl Provider {
             .ring
             .arrived(completion.key & !MATRIX, completion.result.is_ok());
         match (arrival, completion.result) {
-            (Arrival::Ready { matrix, offset }, _) => {
-                let matrix = &self.matrices.matrices[matrix];
+            (
+                Arrival::Ready {
+                    matrix: index,
+                    offset,
+                },
+                _,
+            ) => {
+                let matrix = &self.matrices.matrices[index];
+                if !self.repack_matrix(matrix, offset) {
+                    let reason = "it could not be repacked: no memory".to_owned();
+                    failures.insert(MATRIX | index as u64, reason);
+                    matrix.place.store(FAILED, Ordering::Release);
+                    return;
+                }
                 self.counters.stream_delivered(matrix.span_bytes() as u64);
                 let place = offset + matrix.head_bytes + 1;
                 matrix.place.store(place, Ordering::Release);

@@ -4,6 +4,7 @@
 mod ahead;
 mod experts;
 mod matrices;
+mod packing;
 mod rows;
 
 use std::collections::HashMap;
@@ -12,7 +13,9 @@ use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, TryLockError};
 use std::time::{Duration, Instant};
 
-use llama_rs::{Begin, Dim, NodeRef, SliceProvider, TensorKey, WeightRef, Which};
+use llama_rs::{
+    Begin, Dim, LoadedWeight, NodeRef, Packing, SliceProvider, TensorKey, WeightRef, Which,
+};
 
 use crate::counters::Counters;
 use crate::engine::{Cause, Class, Completion, Engine};
@@ -26,6 +29,7 @@ use crate::slices::{SliceId, Slices};
 pub(crate) use ahead::Ahead;
 use experts::Slots;
 use matrices::{MATRIX, Matrices, Streaming};
+use packing::Jobs;
 use rows::{ROW, ROW_READY, Rows};
 
 const PAGE_BYTES: u64 = 4096;
@@ -58,6 +62,9 @@ pub(crate) struct Provider {
     residency: Arc<Residency>,
     counters: Arc<Counters>,
     slots: Slots,
+    /// How slices are repacked, by index of their tensor among the sparse ones.
+    packings: Vec<Option<Packing>>,
+    jobs: Jobs,
     rows: Option<Rows>,
     /// Reads that have not ended, for those who do not hold the lock.
     n_in_flight: AtomicUsize,
@@ -94,7 +101,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Provider {
-    /// Slots as `plan` says. `pinned` are the dense matrices that it keeps in memory, `keys` those of the model's lazy weights.
+    /// Slots as `plan` says. `pinned` are the dense matrices that it keeps in memory, `weights` those that the model has.
     pub(crate) fn new(
         slices: Slices,
         plan: &MemoryPlan,
@@ -102,8 +109,14 @@ impl Provider {
         pinned: Option<Arc<Pinned>>,
         engine: Box<dyn Engine>,
         ahead: Option<Ahead>,
-        keys: impl Iterator<Item = (String, TensorKey)>,
+        weights: &[LoadedWeight],
     ) -> std::io::Result<Provider> {
+        let packing_of = |tensor: usize| {
+            let mut weights = weights.iter();
+            weights
+                .find(|weight| slices.tensor(&weight.name) == Some(tensor))?
+                .packing
+        };
         let mut offsets = Vec::new();
         let mut size_bytes = 0;
         for class in &plan.slots {
@@ -130,7 +143,9 @@ impl Provider {
             }
             _ => None,
         };
-        let matrices = Matrices::new(&slices, plan.dense_stream.as_ref())?;
+        let matrices = Matrices::new(&slices, plan.dense_stream.as_ref(), packing_of)?;
+        let stacks = slices.sparse_tensors().iter();
+        let packings = stacks.map(|stack| packing_of(stack.tensor)).collect();
         let target = |name: &str| {
             let tensor = slices.tensor(name)?;
             let mut dense = slices.dense_tensors().iter();
@@ -149,7 +164,8 @@ impl Provider {
             let index = stacks.iter().position(|stack| stack.tensor == tensor);
             Some(index.map_or(Target::InMemory, Target::Experts))
         };
-        let targets = keys.filter_map(|(name, key)| Some((key, target(&name)?)));
+        let lazy = weights.iter().filter(|weight| weight.is_lazy);
+        let targets = lazy.filter_map(|weight| Some((weight.key, target(&weight.name)?)));
         let n_slots_min = plan.slots.iter().map(|class| class.n_slots).min();
         Ok(Provider {
             targets: targets.collect(),
@@ -171,6 +187,8 @@ impl Provider {
             }),
             slices,
             slots,
+            packings,
+            jobs: Jobs::default(),
             rows,
             n_in_flight: AtomicUsize::new(0),
             pinned,
@@ -195,6 +213,7 @@ impl Provider {
         while state.engine.in_flight() > 0 && begin.elapsed() < SILENCE {
             self.note(&mut state, Some(WAIT));
         }
+        self.finish_jobs(&mut state);
         state.pool.census()
     }
 
@@ -204,13 +223,11 @@ impl Provider {
 
     /// Notes what has been read; waits for something if `wait` says how long. Gives how many reads ended.
     fn note(&self, state: &mut Inner, wait: Option<Duration>) -> usize {
-        let Inner {
-            engine, pool, done, ..
-        } = state;
+        let mut done = std::mem::take(&mut state.done);
         let mut keep = |completion| done.push(completion);
         let result = match wait {
-            Some(timeout) => engine.wait(&mut keep, timeout),
-            None => engine.reap(&mut keep),
+            Some(timeout) => state.engine.wait(&mut keep, timeout),
+            None => state.engine.reap(&mut keep),
         };
         if let Err(error) = result {
             self.fail(error.to_string());
@@ -232,17 +249,15 @@ impl Provider {
             }
             let id = SliceId(completion.key as u32);
             match completion.result {
-                Ok(()) => {
-                    let pages = self.slices.slice(id).pages(PAGE_BYTES);
-                    pool.complete(id, pages.end - pages.start);
-                }
+                Ok(()) => self.arrived(state, id),
                 Err(error) if matches!(error.cause, Cause::Cancelled) => {
                     state.failures.remove(&completion.key);
-                    state.fetches.extend(pool.cancel(id));
+                    state.fetches.extend(state.pool.cancel(id));
                 }
-                Err(_) => pool.fail(id),
+                Err(_) => state.pool.fail(id),
             }
         }
+        state.done = done;
         if !state.fetches.is_empty() {
             // Cancelled too late: somebody has come to need it.
             self.submit(state, Class::Demand);
@@ -265,15 +280,24 @@ impl Provider {
     /// Waits until `look` finds what the read of this key brings, and counts the time for a layer.
     fn wait_for<T>(&self, key: u64, layer: Option<u32>, look: impl Fn() -> Look<T>) -> Option<T> {
         let begin = Instant::now();
-        let found = self.wait_until(key, begin, look);
+        let mut repacking = Duration::ZERO;
+        let found = self.wait_until(key, begin, &mut repacking, look);
+        self.counters.add_repack(repacking.as_nanos() as u64);
         if let Some(layer) = layer {
-            let time_ns = begin.elapsed().as_nanos();
-            self.counters.add_stall(layer as usize, time_ns as u64);
+            let time = begin.elapsed().saturating_sub(repacking);
+            self.counters
+                .add_stall(layer as usize, time.as_nanos() as u64);
         }
         found
     }
 
-    fn wait_until<T>(&self, key: u64, begin: Instant, look: impl Fn() -> Look<T>) -> Option<T> {
+    fn wait_until<T>(
+        &self,
+        key: u64,
+        begin: Instant,
+        repacking: &mut Duration,
+        look: impl Fn() -> Look<T>,
+    ) -> Option<T> {
         loop {
             match look() {
                 Look::Found(found) => return Some(found),
@@ -287,7 +311,14 @@ impl Provider {
             if lock(&self.reason).is_some() {
                 return None;
             }
+            let begin_repacking = Instant::now();
+            if self.help() {
+                *repacking += begin_repacking.elapsed();
+                continue;
+            }
             match self.state.try_lock() {
+                // Something arrived meanwhile: no time to wait for the device.
+                Ok(_) if !self.jobs.is_empty() => {}
                 Ok(mut state) => {
                     let n_ended = self.note(&mut state, Some(WAIT));
                     if n_ended == 0 && begin.elapsed() > SILENCE {
