@@ -54,5 +54,5 @@ fi
 # The time limits bound the rows, those of references and baselines to a few tokens: in memory one token is like the other.
 "$bench" -m "$model" --prefetch=pager --budget "$budgets" --routing "$routing" "${curve[@]}" \
     --reference stock:none,stock:none+repack --baseline stock:mmap --baseline-budget "$baseline_budget" --baseline-readahead 128KiB,8MiB \
-    --baseline-seconds 3 -p 1 --warm-up 64 -n 256 -r 5 --decode-seconds 30 "$@"
+    --baseline-seconds 3 --repack pager -p 1 --warm-up 64 -n 256 -r 5 --decode-seconds 30 "$@"
 echo "measured in $(((SECONDS - started) / 60)) min $(((SECONDS - started) % 60)) s, the build not included" >&2

@@ -153,8 +153,8 @@ pub(crate) struct RunArgs {
     /// Cold rows and warm rows
     #[arg(long, group = "cache")]
     both: bool,
-    /// Repacking of weights. `off` compares like with like, for sparse tensors are never repacked; `both` adds eager and
-    /// stock rows with repacking on
+    /// Repacking of weights. `off` compares like with like, for experts that the kernel reads on demand are never repacked; `both`
+    /// adds eager, pager and stock rows with repacking on; with `pager` it is on in pager rows alone
     #[arg(long, value_enum, default_value_t = Repack::Off)]
     repack: Repack,
     /// The slice provider that asks for a layer's missing slices in one batch [default: on for selective, off otherwise]

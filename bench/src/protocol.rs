@@ -155,6 +155,9 @@ pub(crate) struct PagerCounts {
     pub(crate) wasted_bytes: u64,
     /// Time that threads waited for reads, summed over the threads.
     pub(crate) stall_ns: u64,
+    /// Time that threads repacked what they waited for, summed over the threads.
+    #[serde(default)]
+    pub(crate) repack_ns: u64,
 }
 
 /// Rows with equal arithmetic must agree on this, as far as both have computed.

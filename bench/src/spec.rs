@@ -268,10 +268,12 @@ impl Row {
             && self.readahead_bytes == other.readahead_bytes
     }
 
-    /// Rows whose logits must be equal byte by byte. Repacked kernels round differently, and lazy tensors are never
-    /// repacked, so with repacking on only rows of one mode must agree.
+    /// Rows whose logits must be equal byte by byte. Repacked kernels round differently, and experts that the kernel reads on
+    /// demand are never repacked: then the modes that leave them to it agree only with themselves.
     pub(crate) fn same_arithmetic(&self, other: &Row) -> bool {
-        self.repack == other.repack && (!self.repack || self.mode == other.mode)
+        let repacks_all = |row: &Row| matches!(row.mode, Mode::Eager | Mode::Pager);
+        self.repack == other.repack
+            && (!self.repack || self.mode == other.mode || repacks_all(self) && repacks_all(other))
     }
 
     /// Whether speeds are also related to another row's, though conditions differ: to a reference's, and to a baseline's at the same budget
@@ -362,8 +364,10 @@ pub(crate) enum Repack {
     On,
     /// Every row with repacking off.
     Off,
-    /// Every row with repacking off, and eager and stock with repacking on.
+    /// Every row with repacking off, and eager, pager and stock with repacking on.
     Both,
+    /// Pager rows with repacking on, every other row with repacking off.
+    Pager,
 }
 
 impl Axes {
@@ -445,7 +449,7 @@ impl Axes {
     fn baselines(&self) -> Vec<Kind> {
         let repacks: &[bool] = match self.repack {
             Repack::On => &[true],
-            Repack::Off => &[false],
+            Repack::Off | Repack::Pager => &[false],
             Repack::Both => &[false, true],
         };
         let kind = |engine, repack| Kind {
@@ -472,18 +476,24 @@ impl Axes {
             policy,
         };
         let mut kinds = Vec::new();
-        for mode in &self.modes {
-            let repack = self.repack == Repack::On;
-            match mode {
-                Mode::Pager if !self.policies.is_empty() => {
-                    let policies = self.policies.iter().cloned();
-                    kinds.extend(policies.map(|policy| kind(*mode, repack, Some(policy))));
-                }
-                _ => kinds.push(kind(*mode, repack, None)),
+        let mut add = |mode, repack| match mode {
+            Mode::Pager if !self.policies.is_empty() => {
+                let policies = self.policies.iter().cloned();
+                kinds.extend(policies.map(|policy| kind(mode, repack, Some(policy))));
             }
+            _ => kinds.push(kind(mode, repack, None)),
+        };
+        for mode in &self.modes {
+            let is_on =
+                self.repack == Repack::On || self.repack == Repack::Pager && *mode == Mode::Pager;
+            add(*mode, is_on);
         }
-        if self.repack == Repack::Both && self.modes.contains(&Mode::Eager) {
-            kinds.push(kind(Mode::Eager, true, None));
+        if self.repack == Repack::Both {
+            for mode in [Mode::Eager, Mode::Pager] {
+                if self.modes.contains(&mode) {
+                    add(mode, true);
+                }
+            }
         }
         kinds
     }

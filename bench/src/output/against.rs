@@ -66,6 +66,14 @@ pub(super) fn stall_ms(n_threads: u32) -> impl Fn(&RunRecord) -> Option<f64> {
     }
 }
 
+/// Time that a thread spent on repacking slices that it waited for, for each token: the mean of all threads.
+fn repack_ms(n_threads: u32) -> impl Fn(&RunRecord) -> Option<f64> {
+    move |run| {
+        let repack_ns = per_token(|counted| counted.repack_ns)(run)?;
+        Some(repack_ns / f64::from(n_threads.max(1)) / 1e6)
+    }
+}
+
 pub(super) fn predicted_per_token(run: &RunRecord) -> Option<f64> {
     Some(run.predicted_miss_bytes? as f64 / n_decoded(run)?)
 }
@@ -208,25 +216,48 @@ pub(super) fn time_of_a_token(report: &Report) -> Option<Table> {
     if !report.rows.iter().any(has_pager) {
         return None;
     }
-    // The pager's weights are never repacked.
-    let is_like = |result: &&RowResult| result.row.is_reference && !result.row.repack;
-    let reference = report.rows.iter().find(is_like);
-    let measured = reference.and_then(|result| result.summary_of_runs(step_ms));
-    let in_ram_ms = measured
-        .map(|summary| summary.median)
-        .or(report.setup.step_ms)?;
+    let in_ram_ms = |repack: bool| {
+        let is_like = |result: &&RowResult| result.row.is_reference && result.row.repack == repack;
+        let reference = report.rows.iter().find(is_like);
+        let measured = reference.and_then(|result| result.summary_of_runs(step_ms));
+        let median = measured.map(|summary| summary.median);
+        median.or(report.setup.step_ms)
+    };
+    if !(report.rows.iter())
+        .any(|result| has_pager(result) && in_ram_ms(result.row.repack).is_some())
+    {
+        return None;
+    }
     let n_threads = report.setup.n_threads;
-    let names = ["mean step ms", "in RAM", "stall", "computing above in RAM"];
+    let names = [
+        "mean step ms",
+        "in RAM",
+        "stall",
+        "repacking",
+        "computing above in RAM",
+    ];
     Some(by_row(report, &names, |_, result| {
         let median = |value: &dyn Fn(&RunRecord) -> Option<f64>| {
             result.summary_of_runs(value).map(|summary| summary.median)
         };
-        let (Some(step), Some(stall)) = (median(&step_ms), median(&stall_ms(n_threads))) else {
+        let times = (
+            median(&step_ms),
+            in_ram_ms(result.row.repack),
+            median(&stall_ms(n_threads)),
+            median(&repack_ms(n_threads)),
+        );
+        let (Some(step), Some(in_ram), Some(stall), Some(repacking)) = times else {
             return vec![String::new(); names.len()];
         };
-        [step, in_ram_ms, stall, step - stall - in_ram_ms]
-            .map(|ms| format!("{ms:.1}"))
-            .to_vec()
+        [
+            step,
+            in_ram,
+            stall,
+            repacking,
+            step - in_ram - stall - repacking,
+        ]
+        .map(|ms| format!("{ms:.1}"))
+        .to_vec()
     }))
 }
 
@@ -276,6 +307,7 @@ pub(crate) mod tests {
                     delivered_bytes: 808,
                     wasted_bytes: 0,
                     stall_ns: 4_000_000,
+                    repack_ns: 800_000,
                 },
             });
         }
@@ -300,13 +332,13 @@ pub(crate) mod tests {
     fn what_the_time_is_spent_on() {
         // 2 ms of which half a millisecond is waiting, against 1 ms in memory.
         let text = words(&time_of_a_token(&paged()).unwrap());
-        assert!(text.contains("| 2.0 | 1.0 | 0.5 | 0.5 |"), "{text}");
+        assert!(text.contains("| 2.0 | 1.0 | 0.5 | 0.1 | 0.4 |"), "{text}");
         let mut alone = paged();
         alone.rows[0].row.is_reference = false;
         assert!(time_of_a_token(&alone).is_none());
         alone.setup.step_ms = Some(1.25);
         let text = words(&time_of_a_token(&alone).unwrap());
-        assert!(text.contains("| 2.0 | 1.2 | 0.5 | 0.2 |"), "{text}");
+        assert!(text.contains("| 2.0 | 1.2 | 0.5 | 0.1 |"), "{text}");
     }
 
     #[test]

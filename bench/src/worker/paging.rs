@@ -83,5 +83,6 @@ fn counts(counters: &CountersSnapshot) -> PagerCounts {
         delivered_bytes: counters.delivered_bytes,
         wasted_bytes: counters.wasted_bytes,
         stall_ns: total.stall_ns + counters.stream.stall_ns,
+        repack_ns: counters.repack_ns,
     }
 }
