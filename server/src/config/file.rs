@@ -258,12 +258,6 @@ fn check(table: &ModelFile) -> Result<(), (&'static str, String)> {
         let problem = "only prefetch = \"pager\" keeps a model within a budget of its own";
         return Err(("budget", problem.to_owned()));
     }
-    if pages && table.repack == Some(true) {
-        return Err((
-            "repack",
-            "the pager reads weights as they are in the file".to_owned(),
-        ));
-    }
     if table.use_mlock && !matches!(table.prefetch, None | Some(PrefetchName::Eager)) {
         let problem = "locks all of a mapped model in memory, which needs prefetch = \"eager\"";
         return Err(("use_mlock", problem.to_owned()));
@@ -299,7 +293,6 @@ fn resolve(config_path: &Path, name: &str, table: ModelFile, ttl: Ttl) -> ModelC
         Some(PrefetchName::Selective) => PrefetchMode::Mapped(Prefetch::Selective),
         Some(PrefetchName::Pager) => PrefetchMode::Pager,
     };
-    let repack_default = prefetch != PrefetchMode::Pager && !table.use_mlock;
     let folder = config_path.parent().unwrap_or(Path::new(""));
     let defaults = Sampling::default();
     let sampling = table.sampling;
@@ -310,7 +303,7 @@ fn resolve(config_path: &Path, name: &str, table: ModelFile, ttl: Ttl) -> ModelC
         n_ctx: table.n_ctx,
         n_threads: table.n_threads,
         prefetch,
-        repack: table.repack.unwrap_or(repack_default),
+        repack: table.repack.unwrap_or(!table.use_mlock),
         budget: table.budget.map(|budget| budget.0),
         use_mlock: table.use_mlock,
         ttl: table.ttl.unwrap_or(ttl),

@@ -163,7 +163,7 @@ pub struct ModelConfig {
     pub n_threads: Option<u32>,
     /// How weights get into memory.
     pub prefetch: PrefetchMode,
-    /// Whether mapped weights are copied into the layout that suits the CPU.
+    /// Whether weights are brought into the layout that suits the CPU: mapped ones are copied for that, the pager's stay where they are.
     pub repack: bool,
     /// The pager's budget for this model.
     pub budget: Option<Budget>,

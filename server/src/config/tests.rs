@@ -26,7 +26,7 @@ fn the_example_is_a_configuration() {
     let large = config.model("large").unwrap();
     assert_eq!(large.prefetch, PrefetchMode::Pager);
     assert_eq!(large.budget, Some(Budget::Bytes(4 << 30)));
-    assert!(!large.repack);
+    assert!(large.repack);
     assert_eq!(large.ttl, Ttl::DEFAULT);
     assert!(config.model("Small").is_none());
     assert_eq!(config.limits.total_bytes, Some(5_905_580_032));
@@ -137,7 +137,6 @@ fn contradictions_name_the_model_and_the_line() {
     let model = |keys: &str| format!("port = 0\n\n[models.a]\npath = 'x'\n{keys}\n");
     for (keys, parts) in [
         ("budget = '1GiB'", &["models.a.budget", "pager"][..]),
-        ("prefetch = 'pager'\nrepack = true", &["models.a.repack"]),
         (
             "prefetch = 'none'\nuse_mlock = true",
             &["models.a.use_mlock", "eager"],
