@@ -4,6 +4,7 @@
 //! a budget, and [`Pool`] which slice is in which slot: none of these reads a byte.
 #![deny(missing_docs)]
 
+mod arrivals;
 pub mod budget;
 mod counters;
 pub mod engine;

@@ -2,8 +2,10 @@
 //! matrices in memory or in a ring, read ahead.
 
 mod ahead;
+mod dense;
 mod experts;
 mod matrices;
+mod replay;
 mod rows;
 
 use std::collections::HashMap;
@@ -14,18 +16,22 @@ use std::time::{Duration, Instant};
 
 use llama_rs::{Begin, Dim, NodeRef, SliceProvider, TensorKey, WeightRef, Which};
 
+use crate::arrivals::Arrivals;
 use crate::counters::Counters;
 use crate::engine::{Cause, Class, Completion, Engine};
 use crate::pinned::Pinned;
-use crate::plan::MemoryPlan;
+use crate::plan::{MemoryPlan, SlotClass};
 use crate::pool::{Census, Fetch, Pool};
 use crate::region::Region;
+use crate::replay::Recorder;
 use crate::residency::Residency;
 use crate::slices::{SliceId, Slices};
 
 pub(crate) use ahead::Ahead;
+use dense::Dense;
 use experts::Slots;
 use matrices::{MATRIX, Matrices, Streaming};
+pub(crate) use replay::{Program, Pump};
 use rows::{ROW, ROW_READY, Rows};
 
 const PAGE_BYTES: u64 = 4096;
@@ -40,8 +46,9 @@ enum Target {
     Experts(usize),
     /// Of an embedding that is read row by row.
     Rows,
-    /// Of a tensor that is in memory as a whole: an embedding so small that reading its rows would not pay.
-    InMemory,
+    /// Of a tensor that is in memory as a whole or on its way there: its index among the dense tensors. An embedding so small that
+    /// reading its rows would not pay, and all matrices while they are still read when the first token is computed.
+    Dense(usize),
     /// Of a dense matrix that stays in memory: its index among the dense tensors.
     Pinned(usize),
     /// Of a dense matrix that is streamed: its index among those.
@@ -62,9 +69,25 @@ pub(crate) struct Provider {
     /// Reads that have not ended, for those who do not hold the lock.
     n_in_flight: AtomicUsize,
     pinned: Option<Arc<Pinned>>,
+    dense: Dense,
     matrices: Matrices,
+    /// Number and size of the slots of each class.
+    classes: Vec<(usize, usize)>,
+    /// Slots of each class that a replay leaves to what an operation needs.
+    n_spare: usize,
     /// Why slices cannot be had: then no `get` gives an address.
     reason: Mutex<Option<String>>,
+}
+
+/// What is read before it is needed.
+#[derive(Debug, Default)]
+pub(crate) struct Before {
+    /// Experts of the next layer.
+    pub(crate) ahead: Option<Ahead>,
+    /// What the last run needed.
+    pub(crate) program: Option<Program>,
+    /// Notes that for the next run.
+    pub(crate) recorder: Option<Recorder>,
 }
 
 /// What one thread at a time changes.
@@ -83,6 +106,9 @@ struct Inner {
     rows_in_flight: usize,
     /// `None`: nothing is read ahead.
     ahead: Option<Ahead>,
+    /// What is still to be read of what the last run needed.
+    program: Option<Program>,
+    recorder: Option<Recorder>,
     /// Why the last read of a slice, a row or a matrix failed, by its key. Whoever needs it gives this as the reason; a read that nobody
     /// waits for any more, since its step has ended, fails no later step.
     failures: HashMap<u64, String>,
@@ -93,6 +119,16 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+impl Drop for Provider {
+    fn drop(&mut self) {
+        let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if let Some(recorder) = &mut state.recorder {
+            // What cannot be kept is not there at the next start, which works without.
+            let _ = recorder.keep(state.pool.by_value().into_iter());
+        }
+    }
+}
+
 impl Provider {
     /// Slots as `plan` says. `pinned` are the dense matrices that it keeps in memory, `keys` those of the model's lazy weights.
     pub(crate) fn new(
@@ -100,8 +136,9 @@ impl Provider {
         plan: &MemoryPlan,
         pool: Pool,
         pinned: Option<Arc<Pinned>>,
+        arrivals: Arc<Arrivals>,
         engine: Box<dyn Engine>,
-        ahead: Option<Ahead>,
+        before: Before,
         keys: impl Iterator<Item = (String, TensorKey)>,
     ) -> std::io::Result<Provider> {
         let mut offsets = Vec::new();
@@ -141,17 +178,25 @@ impl Provider {
                 if pinned.as_ref().is_some_and(|pinned| pinned.has(index)) {
                     return Some(Target::Pinned(index));
                 }
+                return Some(Target::Dense(index));
             }
             if slices.embedding().is_some_and(|rows| rows.tensor == tensor) {
                 return Some(Target::Rows);
             }
             let stacks = slices.sparse_tensors();
             let index = stacks.iter().position(|stack| stack.tensor == tensor);
-            Some(index.map_or(Target::InMemory, Target::Experts))
+            index.map(Target::Experts)
         };
         let targets = keys.filter_map(|(name, key)| Some((key, target(&name)?)));
         let n_slots_min = plan.slots.iter().map(|class| class.n_slots).min();
+        let class = |class: &SlotClass| (class.n_slots as usize, class.slot_bytes as usize);
+        // What a request may need at once, but not all that there is.
+        let needed = plan.slots.iter().map(|class| class.n_slots_min).max();
+        let n_spare = needed.unwrap_or(0).min(n_slots_min.unwrap_or(0) / 4);
         Ok(Provider {
+            dense: Dense::new(&slices, arrivals),
+            classes: plan.slots.iter().map(class).collect(),
+            n_spare: n_spare as usize,
             targets: targets.collect(),
             residency: Arc::clone(pool.residency()),
             counters: Arc::clone(pool.counters()),
@@ -165,7 +210,9 @@ impl Provider {
                 wanted: Vec::new(),
                 done: Vec::new(),
                 rows_in_flight: 0,
-                ahead,
+                ahead: before.ahead,
+                program: before.program,
+                recorder: before.recorder,
                 failures: HashMap::new(),
                 streaming: matrices.streaming(),
             }),
@@ -248,6 +295,7 @@ impl Provider {
             self.submit(state, Class::Demand);
         }
         self.stream(state);
+        self.go_on(state);
         self.n_in_flight
             .store(state.engine.in_flight(), Ordering::Relaxed);
         n_ended
@@ -320,12 +368,13 @@ enum Look<T> {
 // SAFETY: between `begin` and `end` a slice that was announced is pinned: the pool does not give its slot to another one, and
 // nothing is read into it. An address is given only when the read into it has ended well: the residency word, or the row's
 // state, is published after that. The same holds for streamed matrices, whose place in the ring is nobody else's from `begin` to
-// `end`. Slots, rows, ring and pinned matrices live as long as the provider; what is in memory as a whole was read while the
-// model was loaded, which `WeightMemory::map` has waited for, or before the provider was made.
+// `end`. Slots, rows, ring and pinned matrices live as long as the provider. What is in memory as a whole lives as
+// long as the model; its address is given when the reads that bring it have ended well, and nothing is read there again.
 unsafe impl SliceProvider for Provider {
     fn begin(&self, access: &mut Begin<'_>) {
         match (self.targets.get(&access.weight.key()), access.dim) {
-            (Some(Target::InMemory | Target::Pinned(_)), _) => {}
+            (Some(Target::Pinned(_)), _) => {}
+            (Some(&Target::Dense(index)), _) => self.begin_dense(index),
             (Some(&Target::Streamed(index)), _) => self.begin_matrix(index),
             (Some(&Target::Experts(index)), Dim::Matrices) => self.begin_experts(index, access),
             (Some(Target::Rows), Dim::Rows) => match &self.rows {
@@ -342,7 +391,7 @@ unsafe impl SliceProvider for Provider {
 
     fn get(&self, weight: WeightRef<'_>, which: Which) -> Option<NonNull<u8>> {
         match (self.targets.get(&weight.key())?, which) {
-            (Target::InMemory, _) => weight.mapped(which),
+            (&Target::Dense(index), _) => self.dense(index, weight, which),
             (&Target::Experts(index), Which::Matrix(expert)) => self.expert(index, expert),
             (Target::Rows, Which::Row(row)) => self.row(self.rows.as_ref()?, row),
             (&Target::Pinned(index), _) => {

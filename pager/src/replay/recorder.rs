@@ -35,17 +35,17 @@ impl Recorder {
         self.n_steps += 1;
     }
 
-    /// The step uses these slices, the first one first.
-    pub(crate) fn use_slices(&mut self, slices: impl Iterator<Item = SliceId>) {
+    /// The step uses these slices, those of a tensor after those of the tensor before.
+    pub(crate) fn use_slices(&mut self, slices: &[SliceId], tensor_of: impl Fn(SliceId) -> usize) {
         let Some(step) = self.pattern.steps.last_mut() else {
             return;
         };
-        for slice in slices {
-            if !std::mem::replace(&mut self.is_used[slice.index()], true) {
-                self.pattern.slices.push(slice.0);
-                step.n_slices += 1;
-            }
-        }
+        let is_used = &mut self.is_used;
+        let is_new = |slice: &&SliceId| !std::mem::replace(&mut is_used[slice.index()], true);
+        let mut new: Vec<SliceId> = slices.iter().filter(is_new).copied().collect();
+        new.sort_by_key(|slice| tensor_of(*slice));
+        step.n_slices += new.len() as u32;
+        self.pattern.slices.extend(new.iter().map(|slice| slice.0));
     }
 
     /// A dense tensor is used for the first time.
