@@ -328,8 +328,9 @@ impl PagedModel {
         let before = Before {
             ahead: (options.lookahead).map(|min| Ahead::new(&self.slices, min)),
             program: kept.and_then(|kept| {
-                let slices = kept.pattern.as_ref()?.program();
-                Some(Program::new(slices.into_iter().map(SliceId).collect()))
+                let pattern = kept.pattern.as_ref()?;
+                let slices = pattern.program().into_iter().map(SliceId).collect();
+                Some(Program::new(slices, pattern.n_first()))
             }),
             recorder: kept.and_then(|kept| {
                 let store = kept.store.clone()?;

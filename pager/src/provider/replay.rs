@@ -11,8 +11,10 @@ use crate::pool::Fill;
 use crate::residency::State;
 use crate::slices::SliceId;
 
-/// Reads of the program that have not ended.
+/// Reads of the program that have not ended, while it reads what the first token needed.
 const READS_MAX: usize = 4;
+/// The same for what comes after: one at a time, and only when nothing else is read.
+const READS_LATER_MAX: usize = 1;
 /// How often the thread looks at the device: less than one read takes.
 const PAUSE: Duration = Duration::from_micros(500);
 /// Slots whose memory is cleared before a read goes there.
@@ -22,15 +24,27 @@ const CLEARED_SLOTS: usize = 6;
 #[derive(Debug)]
 pub(crate) struct Program {
     slices: std::vec::IntoIter<SliceId>,
+    /// Of these, what only later tokens needed.
+    n_later: usize,
     asked: Vec<SliceId>,
 }
 
 impl Program {
-    /// Slices in the order of reading.
-    pub(crate) fn new(slices: Vec<SliceId>) -> Program {
+    /// Slices in the order of reading; the first token needed the first `n_first`.
+    pub(crate) fn new(slices: Vec<SliceId>, n_first: usize) -> Program {
         Program {
+            n_later: slices.len().saturating_sub(n_first),
             slices: slices.into_iter(),
             asked: Vec::new(),
+        }
+    }
+
+    /// Reads that may be under way at a time, where `n_in_flight` are, its own included.
+    fn n_reads_max(&self, n_in_flight: usize) -> usize {
+        match self.slices.len() > self.n_later {
+            true => READS_MAX,
+            false if n_in_flight == self.asked.len() => READS_LATER_MAX,
+            false => 0,
         }
     }
 }
@@ -100,10 +114,9 @@ impl Provider {
             matches!(state, State::InFlight(_))
         };
         program.asked.retain(is_in_flight);
-        let mut is_over = false;
-        while program.asked.len() < READS_MAX {
+        let n_in_flight = state.engine.in_flight();
+        while program.asked.len() < program.n_reads_max(n_in_flight) {
             let Some(slice) = program.slices.next() else {
-                is_over = program.asked.is_empty();
                 break;
             };
             match state.pool.fill(slice, self.n_spare) {
@@ -114,7 +127,7 @@ impl Provider {
                 Fill::Needless | Fill::Full => {}
             }
         }
-        if is_over {
+        if program.slices.len() == 0 && program.asked.is_empty() {
             state.program = None;
         }
         self.submit(state, Class::Prefetch);
