@@ -12,6 +12,9 @@ use crate::slices::Slices;
 /// Longer files are not read: that of a model with a million experts has 8 MB.
 const FILE_BYTES_MAX: u64 = 32 << 20;
 
+/// Models whose patterns are kept; those that ran longest ago go first.
+const FILES_MAX: usize = 64;
+
 /// What tells a model, in one state, from others.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Identity {
@@ -100,10 +103,33 @@ impl Store {
         let result = fs::File::create(&temporary)
             .and_then(|mut file| file.write_all(&pattern.encode(&self.identity)))
             .and_then(|()| fs::rename(&temporary, &self.path));
-        if result.is_err() {
-            let _ = fs::remove_file(&temporary);
+        match result {
+            Ok(()) => forget_old(folder),
+            Err(_) => {
+                let _ = fs::remove_file(&temporary);
+            }
         }
         result
+    }
+}
+
+/// Removes what is more than [`FILES_MAX`] files; what cannot be removed stays.
+fn forget_old(folder: &Path) {
+    let Ok(entries) = fs::read_dir(folder) else {
+        return;
+    };
+    let is_ours = |path: &PathBuf| {
+        let extension = path.extension();
+        extension.is_some_and(|extension| extension == "replay" || extension == "tmp")
+    };
+    let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
+    let mut files: Vec<_> = paths
+        .filter(is_ours)
+        .filter_map(|path| Some((fs::metadata(&path).ok()?.modified().ok()?, path)))
+        .collect();
+    files.sort_unstable();
+    for (_, path) in files.iter().rev().skip(FILES_MAX) {
+        let _ = fs::remove_file(path);
     }
 }
 
@@ -177,6 +203,27 @@ mod tests {
             .map(|entry| entry.unwrap().file_name())
             .collect();
         assert_eq!(names.len(), 1, "nothing temporary is left: {names:?}");
+    }
+
+    #[test]
+    fn the_oldest_files_are_forgotten() {
+        let folder = tempfile::tempdir().unwrap();
+        let replays = folder.path().join("not/yet/there");
+        fs::create_dir_all(&replays).unwrap();
+        for number in 0..FILES_MAX + 3 {
+            let file = fs::File::create(replays.join(format!("{number}.replay"))).unwrap();
+            let time = std::time::UNIX_EPOCH + std::time::Duration::from_secs(number as u64);
+            file.set_modified(time).unwrap();
+        }
+        fs::write(replays.join("other"), "stays").unwrap();
+        let model = folder.path().join("model.gguf");
+        fs::write(&model, [7; 8192]).unwrap();
+        let store = kept(folder.path(), &model).store.unwrap();
+        store.write(&Pattern::default()).unwrap();
+        assert!(kept(folder.path(), &model).pattern.is_some());
+        let is_there = |name: &str| replays.join(name).exists();
+        assert!(!is_there("3.replay") && is_there("4.replay") && is_there("other"));
+        assert_eq!(fs::read_dir(&replays).unwrap().count(), FILES_MAX + 1);
     }
 
     #[test]
