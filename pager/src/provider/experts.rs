@@ -93,6 +93,7 @@ impl Provider {
                     slots_max: state.slots_streamed_max,
                 },
             });
+            state.n_steps = state.n_steps.saturating_add(1);
             if let Some(recorder) = &mut state.recorder {
                 recorder.begin_step(access.node.n_tokens().max(1) as u32);
             }

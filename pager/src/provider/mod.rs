@@ -101,6 +101,8 @@ struct Inner {
     pinned: Vec<Vec<SliceId>>,
     /// Layer of the last request.
     layer: Option<u32>,
+    /// Steps that have begun.
+    n_steps: u32,
     slots_streamed_max: u32,
     fetches: Vec<Fetch>,
     wanted: Vec<SliceId>,
@@ -207,6 +209,7 @@ impl Provider {
                 pool,
                 pinned: vec![Vec::new(); slices.sparse_tensors().len()],
                 layer: None,
+                n_steps: 0,
                 slots_streamed_max: n_slots_min.unwrap_or(0) / 4,
                 fetches: Vec::new(),
                 wanted: Vec::new(),

@@ -39,11 +39,12 @@ impl Program {
         }
     }
 
-    /// Reads that may be under way at a time, where `n_in_flight` are, its own included.
-    fn n_reads_max(&self, n_in_flight: usize) -> usize {
+    /// Reads that may be under way at a time. What later tokens needed waits until nothing else is read, and while the first step is
+    /// computed.
+    fn n_reads_max(&self, n_in_flight: usize, n_steps: u32) -> usize {
         match self.slices.len() > self.n_later {
             true => READS_MAX,
-            false if n_in_flight == self.asked.len() => READS_LATER_MAX,
+            false if n_in_flight == self.asked.len() && n_steps != 1 => READS_LATER_MAX,
             false => 0,
         }
     }
@@ -115,7 +116,7 @@ impl Provider {
         };
         program.asked.retain(is_in_flight);
         let n_in_flight = state.engine.in_flight();
-        while program.asked.len() < program.n_reads_max(n_in_flight) {
+        while program.asked.len() < program.n_reads_max(n_in_flight, state.n_steps) {
             let Some(slice) = program.slices.next() else {
                 break;
             };
