@@ -407,7 +407,11 @@ mod tests {
         assert_eq!(given.policy.to_string(), "lru");
         let left = options(&paged).unwrap().unwrap();
         assert_eq!(left.budget, pager::Budget::Auto);
-        for flags in [["--budget", "7GiB"], ["--policy", "lru"]] {
+        for flags in [
+            ["--budget", "7GiB"],
+            ["--policy", "lru"],
+            ["--replay", "on"],
+        ] {
             let message = options(&flags).unwrap_err();
             assert!(message.contains("--prefetch pager"), "{message}");
         }

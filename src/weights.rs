@@ -86,7 +86,12 @@ impl Provider {
     pub(crate) fn print_plan(&self) {
         if let Provider::Pager(pager) = self {
             let plan = pager.plan().to_string();
-            note(format_args!("{}\n{}", plan.trim_end(), pager.reads()));
+            note(format_args!(
+                "{}\n{}\n{}",
+                plan.trim_end(),
+                pager.reads(),
+                pager.replay()
+            ));
         }
     }
 

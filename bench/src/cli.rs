@@ -138,7 +138,7 @@ pub(crate) struct RunArgs {
     #[command(flatten)]
     references: ReferenceArgs,
     #[command(flatten)]
-    pager: PagerArgs,
+    pub(crate) pager: PagerArgs,
     #[command(flatten)]
     compute: ComputeArgs,
     /// Repetitions of every row
@@ -382,7 +382,7 @@ impl RunArgs {
         }
         if self.pager.is_used() && !self.prefetch.0.contains(&Mode::Pager) {
             bail!(
-                "--policy, --reads, --read-depth and --request-size are for the pager: give --prefetch=pager"
+                "--policy, --replay, --reads, --read-depth and --request-size are for the pager: give --prefetch=pager"
             );
         }
         if self.device_curve.is_some()
@@ -444,6 +444,7 @@ impl RunArgs {
             axes: Axes {
                 references: self.references.reference.clone(),
                 policies: self.pager.policy.iter().map(ToString::to_string).collect(),
+                replays: self.pager.replays(),
                 baseline_budgets,
                 baseline_readaheads: readaheads(&self.references.baseline_readahead),
                 stock,

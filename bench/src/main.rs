@@ -21,6 +21,7 @@ mod procfs;
 mod protocol;
 mod readahead;
 mod record;
+mod recording;
 mod report;
 mod residency;
 mod results;

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use indicatif::{ProgressBar, ProgressStyle};
+use tempfile::TempDir;
 
 use crate::bounds::Bounds;
 use crate::cache::{self, Prepared, Unchanged};
@@ -21,12 +22,13 @@ use crate::predict::Predictor;
 use crate::procfs;
 use crate::readahead::{self, Readahead};
 use crate::record::{Figures, RunRecord, RunStatus, judge};
+use crate::recording::Recordings;
 use crate::residency::{ByClass, ModelMap};
 use crate::results::{ModelSetup, Report, RowResult, Setup, Test};
 use crate::routing::{OWN, Replay};
 use crate::runner::{self, End, Watched};
 use crate::size::format_bytes;
-use crate::spec::{CacheState, Engine, Mode, Routing, Row, TokenSource, WorkerSpec, interleaved};
+use crate::spec::{CacheState, Engine, Mode, Routing, Row, TokenSource, WorkerSpec};
 use crate::steps::StepsFile;
 use crate::stock;
 
@@ -66,8 +68,9 @@ pub(crate) fn run(args: &RunArgs) -> Result<ExitCode> {
     )?;
     let bounds = bounds(args, plan.n_prompt, &files)?;
     let predictor = predictor(args, &plan)?;
+    let recordings = Recordings::new(args, &plan, &rows, &files)?;
     let mut bench = Bench::new(&model, &files, plan, replay, limiter)?;
-    (bench.bounds, bench.predictor) = (bounds, predictor);
+    (bench.bounds, bench.predictor, bench.recordings) = (bounds, predictor, recordings);
     let mut setup = bench.setup(&files);
     setup.step_ms = args.step_ms;
     let mut report = Report::new(setup, rows);
@@ -202,6 +205,8 @@ struct Bench {
     replay: Option<Replay>,
     bounds: Option<Bounds>,
     predictor: Option<Predictor>,
+    /// What rows that replay start from.
+    recordings: Option<Recordings>,
     /// The program of the stock rows, if there are any.
     stock: Option<PathBuf>,
     /// How budgets are enforced, if a row has one.
@@ -241,6 +246,7 @@ impl Bench {
             stock: None,
             bounds: None,
             predictor: None,
+            recordings: None,
             limiter,
             filled_with: Cell::new(None),
         })
@@ -363,13 +369,20 @@ impl Bench {
     fn attempt(&self, row: &Row) -> Result<Attempt> {
         interrupt::check()?;
         self.unchanged.check()?;
+        let replayed = match &self.recordings {
+            Some(recordings) if row.replay => Some(self.recorded(recordings, row)?),
+            _ => None,
+        };
         let prepared = match self.prepare(row) {
             Ok(prepared) => prepared,
             Err(error) if error.is::<Interrupted>() => return Err(error),
             Err(error) => return Ok(Attempt::Refused(format!("{error:#}"))),
         };
         let limit = prepared.limit.as_ref();
-        let spec = self.worker_spec(row, limit.and_then(Limit::procs_file));
+        let spec = WorkerSpec {
+            replay: replayed.as_ref().map(|folder| folder.path().to_path_buf()),
+            ..self.worker_spec(row, limit.and_then(Limit::procs_file))
+        };
         let device = self.device.as_ref().ok();
         let disk_before = device.and_then(BlockDevice::read_bytes_total);
         let steal_before = procfs::steal_ticks();
@@ -441,6 +454,24 @@ impl Bench {
         })))
     }
 
+    /// What a run of this row needed, in a folder of its own. The first time, that run is made; it is not measured.
+    fn recorded(&self, recordings: &Recordings, row: &Row) -> Result<TempDir> {
+        let folder = recordings.folder_of(row);
+        if !folder.exists() {
+            let mut spec = WorkerSpec {
+                replay: Some(folder),
+                ..self.worker_spec(row, None)
+            };
+            spec.routing = recordings.routing().or(spec.routing);
+            match runner::run(runner::worker(&spec)?, self.plan.timeout)?.end {
+                End::Complete(_) => {}
+                End::Failed(reason) => bail!("{}: {reason}", row.label()),
+                end => bail!("{}: nothing was recorded: {end:?}", row.label()),
+            }
+        }
+        recordings.copy_of(row)
+    }
+
     /// Runs the row's program to its end.
     fn launch(&self, row: &Row, spec: &WorkerSpec) -> Result<Watched> {
         let timeout = self.plan.timeout;
@@ -481,6 +512,7 @@ impl Bench {
             budget_bytes: None,
             readahead_bytes: None,
             policy: None,
+            replay: false,
             is_reference: false,
         };
         let spec = WorkerSpec {
@@ -562,6 +594,7 @@ impl Bench {
             check_routing: false,
             cgroup_procs,
             policy: row.policy.clone(),
+            replay: None,
             reads: self.plan.reads.clone(),
         }
     }
@@ -620,6 +653,12 @@ fn gives_up(result: &RowResult) -> bool {
     result.refused.is_some() || result.runs.iter().flatten().any(hopeless)
 }
 
+/// Row indices of repetition `repetition`: rotated by one each time, so that no row always runs first or always runs
+/// after the same neighbour's leftovers.
+fn interleaved(rows: usize, repetition: usize) -> impl Iterator<Item = usize> {
+    (0..rows).map(move |i| (i + repetition) % rows)
+}
+
 /// Progress on standard error: a bar on a terminal, a line for each run in both cases.
 struct Progress {
     bar: ProgressBar,
@@ -664,6 +703,17 @@ mod tests {
     use super::*;
     use crate::results::tests::report;
     use crate::spec::LoadMode;
+
+    #[test]
+    fn every_row_takes_every_place() {
+        for place in 0..3 {
+            let mut seen: Vec<_> = (0..3)
+                .map(|rep| interleaved(3, rep).nth(place).unwrap())
+                .collect();
+            seen.sort_unstable();
+            assert_eq!(seen, [0, 1, 2]);
+        }
+    }
 
     #[test]
     fn a_program_that_needs_all_of_the_model_is_not_run_in_less() {

@@ -251,6 +251,9 @@ pub(crate) struct Row {
     /// What the pager evicts, by name; `None`: its default, or no pager.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) policy: Option<String>,
+    /// Whether the pager reads what an earlier run needed before it is asked for.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub(crate) replay: bool,
     /// Without a limit, for rows under other conditions to be related to.
     #[serde(default, skip_serializing_if = "is_false")]
     pub(crate) is_reference: bool,
@@ -316,6 +319,9 @@ impl Row {
         if let Some(policy) = &self.policy {
             label.push_str(&format!(" {policy}"));
         }
+        if self.replay {
+            label.push_str(" replay");
+        }
         if let Some(bytes) = self.budget_bytes {
             label.push_str(&format!(" in {}", format_bytes(bytes)));
         }
@@ -338,6 +344,8 @@ pub(crate) struct Axes {
     pub(crate) modes: Vec<Mode>,
     /// Of the pager; none: its default.
     pub(crate) policies: Vec<String>,
+    /// Of the pager: whether it replays.
+    pub(crate) replays: Vec<bool>,
     pub(crate) caches: Vec<CacheState>,
     pub(crate) repack: Repack,
     /// `None`: on for selective, off for the others.
@@ -355,6 +363,7 @@ struct Kind {
     mode: Mode,
     repack: bool,
     policy: Option<String>,
+    replay: bool,
 }
 
 /// Which repacking rows there are.
@@ -410,6 +419,7 @@ impl Axes {
                 mode: Mode::Eager,
                 repack: reference.repack,
                 policy: None,
+                replay: false,
             };
             let mut row = self.row(&kind, self.caches[0], None, None);
             match rows.iter_mut().find(|other| **other == row) {
@@ -441,6 +451,7 @@ impl Axes {
             budget_bytes,
             readahead_bytes,
             policy: kind.policy.clone(),
+            replay: kind.replay,
             is_reference: false,
         }
     }
@@ -457,6 +468,7 @@ impl Axes {
             mode: Mode::Eager,
             repack,
             policy: None,
+            replay: false,
         };
         let stock = self.stock.iter().flat_map(|load_mode| {
             let of = move |repack: &bool| kind(Engine::Stock(*load_mode), *repack);
@@ -469,19 +481,28 @@ impl Axes {
 
     /// Our own modes.
     fn own(&self) -> Vec<Kind> {
-        let kind = |mode, repack, policy| Kind {
+        let paged = |mode, repack, policy, replay| Kind {
             engine: Engine::Faultline,
             mode,
             repack,
             policy,
+            replay,
         };
         let mut kinds = Vec::new();
         let mut add = |mode, repack| match mode {
-            Mode::Pager if !self.policies.is_empty() => {
-                let policies = self.policies.iter().cloned();
-                kinds.extend(policies.map(|policy| kind(mode, repack, Some(policy))));
+            Mode::Pager => {
+                let given = self.policies.iter().cloned().map(Some);
+                let policies = match self.policies.is_empty() {
+                    true => vec![None],
+                    false => given.collect(),
+                };
+                for policy in policies {
+                    let replays = self.replays.iter();
+                    let of = |&replay| paged(mode, repack, policy.clone(), replay);
+                    kinds.extend(replays.map(of));
+                }
             }
-            _ => kinds.push(kind(mode, repack, None)),
+            _ => kinds.push(paged(mode, repack, None, false)),
         };
         for mode in &self.modes {
             let is_on =
@@ -508,12 +529,6 @@ fn distinct<'a>(values: impl Iterator<Item = &'a Option<u64>>) -> Vec<Option<u64
         }
     }
     found
-}
-
-/// Row indices of repetition `repetition`: rotated by one each time, so that no row always runs first or always runs
-/// after the same neighbour's leftovers.
-pub(crate) fn interleaved(rows: usize, repetition: usize) -> impl Iterator<Item = usize> {
-    (0..rows).map(move |i| (i + repetition) % rows)
 }
 
 /// What a worker process is told, as JSON in its argument list.
@@ -544,6 +559,8 @@ pub(crate) struct WorkerSpec {
     pub(crate) cgroup_procs: Option<PathBuf>,
     /// What the pager evicts, by name; `None`: its default.
     pub(crate) policy: Option<String>,
+    /// Where the pager finds what an earlier run needed, and keeps what this one does; `None`: it does neither.
+    pub(crate) replay: Option<PathBuf>,
     pub(crate) reads: Reads,
 }
 
@@ -627,6 +644,7 @@ mod tests {
         Axes {
             references: Vec::new(),
             policies: Vec::new(),
+            replays: vec![false],
             baseline_budgets: None,
             baseline_readaheads: None,
             stock: Vec::new(),
@@ -769,17 +787,6 @@ mod tests {
         for bad in ["stock:all", "eager", "stock:none+", ""] {
             let message = bad.parse::<Reference>().unwrap_err().to_string();
             assert!(message.contains("stock:none+repack"), "{message}");
-        }
-    }
-
-    #[test]
-    fn every_row_takes_every_place() {
-        for place in 0..3 {
-            let mut seen: Vec<_> = (0..3)
-                .map(|rep| interleaved(3, rep).nth(place).unwrap())
-                .collect();
-            seen.sort_unstable();
-            assert_eq!(seen, [0, 1, 2]);
         }
     }
 

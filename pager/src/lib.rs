@@ -4,6 +4,7 @@
 //! a budget, and [`Pool`] which slice is in which slot: none of these reads a byte.
 #![deny(missing_docs)]
 
+mod arrivals;
 pub mod budget;
 mod counters;
 pub mod engine;
@@ -14,6 +15,7 @@ pub mod policy;
 pub mod pool;
 mod provider;
 mod region;
+pub mod replay;
 pub mod residency;
 mod ring;
 pub mod slices;
@@ -25,5 +27,6 @@ pub use paged::{PagedModel, Pager, PagerError, PagerOptions};
 pub use plan::{Demand, MemoryPlan, Pages, PlanError};
 pub use policy::{Policy, PolicyName};
 pub use pool::{Census, Fetch, Pool, PoolFull, PoolMode, PoolSlice, SlotId};
+pub use replay::{Replay, ReplayReport};
 pub use residency::{Residency, State};
 pub use slices::{SliceId, Slices};

@@ -11,6 +11,7 @@ use llama_rs::{
 };
 
 use crate::Budget;
+use crate::arrivals::Arrivals;
 use crate::counters::CountersSnapshot;
 use crate::engine::{
     EngineError, EngineReport, Faults, ModelFiles, Preference, ReadError, open_engine,
@@ -20,9 +21,10 @@ use crate::pinned::Pinned;
 use crate::plan::{Demand, MemoryPlan, Pages, PlanError};
 use crate::policy::PolicyName;
 use crate::pool::{Census, Pool};
-use crate::provider::{Ahead, Provider};
-use crate::slices::{DenseTensor, Slices, TooManySlices};
-use crate::weights::WeightMemory;
+use crate::provider::{Ahead, Before, Loaded, Program, Provider, Pump};
+use crate::replay::{Kept, Recorder, Replay, ReplayReport};
+use crate::slices::{DenseTensor, SliceId, Slices, TooManySlices};
+use crate::weights::{Reading, WeightMemory};
 
 /// Why a model cannot be paged.
 #[derive(Debug, thiserror::Error)]
@@ -53,7 +55,7 @@ pub enum PagerError {
 }
 
 /// How a model is paged.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct PagerOptions {
     /// All memory that the process may use for the model.
     pub budget: Budget,
@@ -61,6 +63,8 @@ pub struct PagerOptions {
     pub policy: PolicyName,
     /// Experts that the next layer uses with at least this probability are read ahead; `None`: none are.
     pub lookahead: Option<f64>,
+    /// Whether a start reads what the last run needed first, in that order, and while it still loads. Only when a model is loaded.
+    pub replay: Replay,
     /// How it is read.
     pub reads: Preference,
     /// Memory of the process that is not for this model and counts in the budget. `None`: the anonymous memory that it has
@@ -117,6 +121,8 @@ pub struct PagedModel {
     budget_bytes: u64,
     /// What of the budget is not for the model.
     process_bytes: u64,
+    arrivals: Arc<Arrivals>,
+    kept: Kept,
     /// Dense matrices that stay in memory, as the last plan has it.
     pinned: Mutex<Option<Arc<Pinned>>>,
 }
@@ -175,7 +181,17 @@ impl PagedModel {
         let files = Arc::new(ModelFiles::open(
             tables.parts.iter().map(|part| part.path()),
         )?);
-        let memory = WeightMemory::new(Arc::clone(&files), &slices, options.reads);
+        let kept = Kept::of(&options.replay, path, &files, &slices);
+        let reading = match &kept.store {
+            Some(_) => Reading::AtOnce(kept.pattern.as_ref()),
+            None => Reading::WhenMapped,
+        };
+        let memory = WeightMemory::new(Arc::clone(&files), &slices, options.reads, reading);
+        let memory = memory.map_err(|reason| PagerError::System {
+            what: "the memory of dense weights",
+            source: std::io::Error::other(reason),
+        })?;
+        let arrivals = Arc::clone(memory.arrivals());
         let params = ModelParams {
             prefetch: Prefetch::Selective,
             load_mode: LoadMode::Mmap,
@@ -191,6 +207,8 @@ impl PagedModel {
             options,
             budget_bytes,
             process_bytes,
+            arrivals,
+            kept,
             pinned: Mutex::new(None),
         })
     }
@@ -236,7 +254,7 @@ impl PagedModel {
     /// [`PagerError::Plan`] when too little is left; it names the smallest budget that works. [`PagerError::Read`] if weights
     /// cannot be read.
     pub fn attach(&self, context: &mut Context<'_>) -> Result<Pager, PagerError> {
-        self.attach_with(context, self.options, self.budget_bytes, None)
+        self.attach_with(context, &self.options, self.budget_bytes, None)
     }
 
     /// As [`attach`](PagedModel::attach), with other options than those of loading, and faults between the device and everything
@@ -256,13 +274,13 @@ impl PagedModel {
             what: "it cannot be told how much memory is free",
             source,
         })?;
-        self.attach_with(context, options, budget_bytes, Some(faults))
+        self.attach_with(context, &options, budget_bytes, Some(faults))
     }
 
     fn attach_with(
         &self,
         context: &mut Context<'_>,
-        options: PagerOptions,
+        options: &PagerOptions,
         budget_bytes: u64,
         faults: Option<Faults>,
     ) -> Result<Pager, PagerError> {
@@ -299,15 +317,33 @@ impl PagedModel {
             None => open_engine(files, None, reads)?,
             Some(faults) => open_faulty_engine(files, None, reads, faults)?,
         };
-        let ahead = (options.lookahead).map(|min| Ahead::new(&self.slices, min));
+        let kept = match options.replay {
+            Replay::Off => None,
+            Replay::In(_) => Some(&self.kept),
+        };
+        let before = Before {
+            ahead: (options.lookahead).map(|min| Ahead::new(&self.slices, min)),
+            program: kept.and_then(|kept| {
+                let pattern = kept.pattern.as_ref()?;
+                let slices = pattern.program().into_iter().map(SliceId).collect();
+                Some(Program::new(slices, pattern.n_first()))
+            }),
+            recorder: kept.and_then(|kept| {
+                let store = kept.store.clone()?;
+                Some(Recorder::new(store, self.slices.len()))
+            }),
+        };
         let provider = Provider::new(
             self.slices.clone(),
             &plan,
             pool,
-            pinned,
+            Loaded {
+                weights,
+                arrivals: Arc::clone(&self.arrivals),
+                pinned,
+            },
             engine,
-            ahead,
-            &weights,
+            before,
         );
         let provider = Arc::new(provider.map_err(|source| PagerError::System {
             what: "no memory for slots",
@@ -316,6 +352,8 @@ impl PagedModel {
         context.set_slice_provider(Arc::clone(&provider))?;
         provider.start_streaming();
         Ok(Pager {
+            _pump: Pump::start(&provider),
+            replay: kept.map_or(ReplayReport::Off, |kept| kept.report.clone()),
             provider,
             plan,
             report,
@@ -361,6 +399,9 @@ impl PagedModel {
 
 /// The slots of a context: what was planned, and what happens.
 pub struct Pager {
+    /// Before the provider.
+    _pump: Option<Pump>,
+    replay: ReplayReport,
     provider: Arc<Provider>,
     plan: MemoryPlan,
     report: EngineReport,
@@ -383,6 +424,11 @@ impl Pager {
     /// How slices are read, and why so.
     pub fn reads(&self) -> &EngineReport {
         &self.report
+    }
+
+    /// What was known of the last run.
+    pub fn replay(&self) -> &ReplayReport {
+        &self.replay
     }
 
     /// What happened so far.

@@ -110,6 +110,18 @@ impl Region {
             let _ = unsafe { rustix::mm::madvise(address, end - begin, Advice::LinuxHugepage) };
         }
     }
+
+    /// Has the kernel provide the pages of a range that was opened. Advice: where it cannot, whoever writes there first waits for it.
+    pub(crate) fn populate(&self, range: Range<usize>) {
+        let begin = range.start / PAGE_BYTES * PAGE_BYTES;
+        let end = range.end.next_multiple_of(PAGE_BYTES).min(self.size_bytes);
+        if begin < end {
+            let address = self.at(begin).as_ptr().cast();
+            // SAFETY: whole pages of this mapping; what is there stays as it is.
+            let _ =
+                unsafe { rustix::mm::madvise(address, end - begin, Advice::LinuxPopulateWrite) };
+        }
+    }
 }
 
 impl Drop for Region {

@@ -1,6 +1,7 @@
-//! The memory in which a model's files are read: dense tensors that are not read on demand, filled while the model is loaded.
+//! The memory in which a model's files are read: dense tensors that are not read for every token, filled while the model is loaded and,
+//! if that is wanted, still while its first token is computed.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::HashSet;
 use std::ops::Range;
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -8,189 +9,205 @@ use std::time::Duration;
 
 use llama_rs::ModelMemory;
 
-use crate::engine::{Class, Engine, ModelFiles, Preference, Read, open_engine};
+use crate::arrivals::{Arrivals, Arriving, pieces};
+use crate::engine::{Class, ModelFiles, Preference, Read, open_engine};
 use crate::region::Region;
-use crate::slices::{DenseRange, Slices};
+use crate::replay::Pattern;
+use crate::slices::{DenseTensor, Slices, merged_ranges};
 
 const PAGE_BYTES: u64 = 4096;
-/// Bytes of one read. Reads go side by side, so that a tensor that is needed first does not wait for a large one.
-const READ_BYTES: u64 = 8 << 20;
 /// Longest time that nothing arrives before loading is given up.
 const SILENCE: Duration = Duration::from_secs(120);
+/// What the device is asked for at a time: the kernel clears the pages of a read before it starts it, and the device is to have
+/// something to do meanwhile.
+const IN_FLIGHT_BYTES: u32 = 32 << 20;
+
+/// When dense weights are read.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Reading<'a> {
+    /// When llama.cpp asks for the memory, in the order of the files. It waits for all of them.
+    WhenMapped,
+    /// From now on, in the order of use. Operations wait for the matrices.
+    AtOnce(Option<&'a Pattern>),
+}
 
 /// The memory of a model whose experts are elsewhere. Dense tensors are in huge pages where they fill them; everything else is
 /// inaccessible.
 #[derive(Debug)]
 pub(crate) struct WeightMemory {
     // Before the regions: dropping it waits for reads that go there.
-    engine: Option<Box<dyn Engine>>,
+    arriving: Option<Arriving>,
+    arrivals: Arc<Arrivals>,
     files: Arc<ModelFiles>,
     preference: Preference,
-    ranges: Vec<DenseRange>,
     /// Part and begin of the dense tensors that are read on demand.
     lazy: HashSet<(usize, u64)>,
-    /// Part and bytes of an embedding that is in memory as a whole. llama.cpp reads it on demand and so never asks to load it.
-    embedding: Option<(usize, Range<u64>)>,
-    regions: Vec<Option<Region>>,
-    /// Reads that have not ended, in the order of the files.
-    pending: VecDeque<Pending>,
-    /// Of the reads that were submitted; also the next key.
-    n_submitted: u64,
-}
-
-#[derive(Debug)]
-struct Pending {
-    key: u64,
-    part: usize,
-    range: Range<u64>,
+    /// Memory of all parts, until none of them is used any more.
+    regions: Option<Arc<[Region]>>,
+    n_mapped: usize,
 }
 
 impl WeightMemory {
-    pub(crate) fn new(files: Arc<ModelFiles>, slices: &Slices, preference: Preference) -> Self {
-        WeightMemory {
-            engine: None,
-            regions: files.files().iter().map(|_| None).collect(),
-            files,
-            preference,
-            ranges: match slices.is_dense_on_demand() {
-                true => slices.fixed_ranges(PAGE_BYTES),
-                false => slices.dense_ranges(PAGE_BYTES),
-            },
-            lazy: slices
-                .on_demand()
-                .map(|(_, tensor)| (tensor.part, tensor.offset))
-                .collect(),
-            embedding: slices.tensor("token_embd.weight").and_then(|index| {
-                let mut dense = slices.dense_tensors().iter();
-                let tensor = dense.find(|tensor| tensor.tensor == index)?;
-                Some((
-                    tensor.part,
-                    tensor.offset..tensor.offset + tensor.size_bytes,
-                ))
-            }),
-            pending: VecDeque::new(),
-            n_submitted: 0,
+    /// Memory for the model's files; begins to read if that is wanted now.
+    ///
+    /// # Errors
+    ///
+    /// A sentence: there is no address space, or no engine.
+    pub(crate) fn new(
+        files: Arc<ModelFiles>,
+        slices: &Slices,
+        preference: Preference,
+        reading: Reading<'_>,
+    ) -> Result<Self, String> {
+        let region = |file: &crate::engine::ModelFile| {
+            let size_bytes = file.size_bytes() as usize;
+            Region::reserve(size_bytes)
+                .map_err(|error| format!("no address space for {size_bytes} bytes: {error}"))
+        };
+        let regions: Result<Arc<[Region]>, String> = files.files().iter().map(region).collect();
+        let regions = regions?;
+        let tensors = slices.dense_tensors();
+        // Matrices that are read on demand are elsewhere.
+        let is_here =
+            |tensor: &&DenseTensor| !(slices.is_dense_on_demand() && tensor.is_streamable);
+        for range in merged_ranges(tensors.iter().filter(is_here), PAGE_BYTES) {
+            let bytes = range.offset as usize..(range.offset + range.size_bytes) as usize;
+            let region = &regions[range.part];
+            region
+                .open(bytes.clone())
+                .map_err(|error| format!("no memory for dense tensors: {error}"))?;
+            region.advise_huge(bytes);
         }
+        let order = match reading {
+            Reading::WhenMapped => (0..tensors.len()).collect(),
+            Reading::AtOnce(pattern) => order_of_use(slices, pattern),
+        };
+        let here = order.into_iter().filter(|&index| is_here(&&tensors[index]));
+        let in_file = |index: usize| {
+            let tensor = &tensors[index];
+            let end = files.files()[tensor.part].size_bytes();
+            let pages = tensor.pages(PAGE_BYTES);
+            let end = pages.end.min(end.next_multiple_of(PAGE_BYTES));
+            (tensor.part, pages.start..end)
+        };
+        let is_lazy = |tensor: &&DenseTensor| {
+            let at_once = matches!(reading, Reading::AtOnce(_));
+            tensor.is_streamable && (at_once || slices.is_dense_on_demand())
+        };
+        let lazy = tensors.iter().filter(is_lazy);
+        let mut memory = WeightMemory {
+            arriving: None,
+            arrivals: Arc::new(Arrivals::new(pieces(here.map(in_file)), tensors.len())),
+            lazy: lazy.map(|tensor| (tensor.part, tensor.offset)).collect(),
+            preference: Preference {
+                in_flight_bytes: IN_FLIGHT_BYTES,
+                ..preference
+            },
+            regions: Some(regions),
+            n_mapped: 0,
+            files,
+        };
+        if let Reading::AtOnce(_) = reading {
+            memory.start()?;
+        }
+        Ok(memory)
     }
 
-    fn region(&self, part: usize) -> Result<&Region, String> {
-        let region = self.regions.get(part).and_then(Option::as_ref);
-        region.ok_or_else(|| format!("part {part} of the model has no memory"))
+    /// What has arrived of the dense weights.
+    pub(crate) fn arrivals(&self) -> &Arc<Arrivals> {
+        &self.arrivals
     }
 
-    fn engine(&mut self) -> Result<&mut Box<dyn Engine>, String> {
-        if self.engine.is_none() {
+    fn regions(&self) -> Result<&Arc<[Region]>, String> {
+        let regions = self.regions.as_ref();
+        regions.ok_or_else(|| "the model's memory was given back".to_owned())
+    }
+
+    /// Begins to read, unless that was done.
+    fn start(&mut self) -> Result<(), String> {
+        if self.arriving.is_none() {
+            let regions = Arc::clone(self.regions()?);
             let (engine, _) = open_engine(Arc::clone(&self.files), None, self.preference)
                 .map_err(|error| error.to_string())?;
-            self.engine = Some(engine);
+            let arriving = Arriving::start(Arc::clone(&self.arrivals), regions, engine);
+            self.arriving = Some(arriving.map_err(|error| {
+                format!("the thread that reads the model cannot be started: {error}")
+            })?);
         }
-        Ok(self.engine.as_mut().expect("opened above"))
+        Ok(())
     }
 
-    /// Reads whole pages to memory of their own, and copies the bytes of a range.
-    fn read_apart(
-        &mut self,
-        part: usize,
-        pages: &Range<u64>,
-        range: &Range<u64>,
-    ) -> Result<(), String> {
+    /// Reads bytes of a part, and waits for them. Neighbours that are there already may be on the first and last page, repacked: they
+    /// stay as they are.
+    fn read(&self, part: usize, range: Range<u64>) -> Result<(), String> {
+        let region = &self.regions()?[part];
+        let pages = range.start / PAGE_BYTES * PAGE_BYTES..range.end.next_multiple_of(PAGE_BYTES);
+        region
+            .open(pages.start as usize..pages.end as usize)
+            .map_err(|error| error.to_string())?;
+        self.arrivals.wait_for(&self.arrivals.of(part, &pages))?;
         let size_bytes = (pages.end - pages.start) as usize;
         let apart = Region::opened(size_bytes).map_err(|error| error.to_string())?;
-        let started = self.start(part, pages.clone(), apart.start());
-        if let Err(error) = started.and_then(|()| self.finish(part, pages)) {
-            // Waits for what is still on its way there.
-            self.engine = None;
-            return Err(error);
+        let (mut engine, _) = open_engine(Arc::clone(&self.files), None, self.preference)
+            .map_err(|error| error.to_string())?;
+        let read = Read {
+            file: part as u32,
+            offset_bytes: pages.start,
+            target: apart.start(),
+            size_bytes: size_bytes as u32,
+            key: 0,
+            class: Class::Demand,
+        };
+        // SAFETY: the pages were opened above, and nobody else knows of them. The engine is dropped before them.
+        unsafe { engine.submit(&[read]) }.map_err(|error| error.to_string())?;
+        let mut result = Ok(());
+        let mut note = |done: crate::engine::Completion| result = done.result;
+        let n_ended = engine
+            .wait(&mut note, SILENCE)
+            .map_err(|error| error.to_string())?;
+        if n_ended == 0 {
+            return Err(format!(
+                "{}: nothing was read for {} s",
+                self.files.files()[part].path().display(),
+                SILENCE.as_secs()
+            ));
         }
+        result.map_err(|error| error.to_string())?;
         let from = apart.at((range.start - pages.start) as usize);
-        let to = self.region(part)?.at(range.start as usize);
-        // SAFETY: the range is inside of the pages, which were read; its place in the region was opened, and nothing uses it before
-        // this returns.
+        let to = region.at(range.start as usize);
+        // SAFETY: the range is inside of the pages, which were read; its place in the region was opened, everything else that is read to
+        // these pages has arrived, and nobody computes while the model is loaded.
         unsafe { to.copy_from_nonoverlapping(from, (range.end - range.start) as usize) };
         Ok(())
     }
-
-    /// Starts the reads of a range of whole pages to `target`, which nothing else reads or writes and which stays until they
-    /// have ended.
-    fn start(&mut self, part: usize, range: Range<u64>, target: NonNull<u8>) -> Result<(), String> {
-        let end = range.end.min(self.files.files()[part].size_bytes());
-        let end = end.next_multiple_of(PAGE_BYTES);
-        let mut reads = Vec::new();
-        let mut offset = range.start;
-        while offset < end {
-            let size = READ_BYTES.min(end - offset);
-            let key = self.n_submitted;
-            self.n_submitted += 1;
-            reads.push(Read {
-                file: part as u32,
-                offset_bytes: offset,
-                // SAFETY: inside of the target's memory, which is as large as the range.
-                target: unsafe { target.add((offset - range.start) as usize) },
-                size_bytes: size as u32,
-                key,
-                class: Class::Demand,
-            });
-            self.pending.push_back(Pending {
-                key,
-                part,
-                range: offset..offset + size,
-            });
-            offset += size;
-        }
-        // SAFETY: the targets are pages that were opened for this; nobody looks at them before the completion was seen, and the
-        // engine is dropped before them.
-        unsafe { self.engine()?.submit(&reads) }.map_err(|error| error.to_string())
-    }
-
-    /// Waits until nothing of a range is on its way.
-    fn finish(&mut self, part: usize, range: &Range<u64>) -> Result<(), String> {
-        let overlaps = |read: &Pending| {
-            read.part == part && read.range.start < range.end && range.start < read.range.end
-        };
-        while self.pending.iter().any(overlaps) {
-            let Some(engine) = &mut self.engine else {
-                return Err("reads are on their way without an engine".to_owned());
-            };
-            let pending = &mut self.pending;
-            let mut failure = None;
-            let mut note = |done: crate::engine::Completion| {
-                pending.retain(|read| read.key != done.key);
-                if let Err(error) = done.result {
-                    failure.get_or_insert(error.to_string());
-                }
-            };
-            let n_ended = engine
-                .wait(&mut note, SILENCE)
-                .map_err(|error| error.to_string())?;
-            if let Some(failure) = failure {
-                return Err(failure);
-            }
-            if n_ended == 0 {
-                return Err(format!(
-                    "{}: nothing was read for {} s",
-                    self.files.files()[part].path().display(),
-                    SILENCE.as_secs()
-                ));
-            }
-        }
-        if self.pending.is_empty() {
-            // Loading begins with all dense ranges under way: this was the last.
-            self.engine = None;
-        }
-        Ok(())
-    }
-
-    fn is_dense(&self, part: usize, range: &Range<u64>) -> bool {
-        self.ranges.iter().any(|dense| {
-            dense.part == part
-                && dense.offset <= range.start
-                && range.end <= dense.offset + dense.size_bytes
-        })
-    }
 }
 
-// SAFETY: the memory is private and anonymous, and stays until `unmap`. `load` returns when the reads that cover the range
-// have ended well; nothing here reads or writes it afterwards.
+/// Dense tensors in the order of their first use: what llama.cpp waits for, an embedding, and the matrices, as the last run used
+/// them, or as their names tell.
+fn order_of_use(slices: &Slices, pattern: Option<&Pattern>) -> Vec<usize> {
+    let tensors = slices.dense_tensors();
+    let mut places = vec![usize::MAX; tensors.len()];
+    let used = pattern.map_or(&[][..], |pattern| &pattern.dense);
+    for (place, &index) in used.iter().enumerate() {
+        places[index as usize] = place;
+    }
+    let embedding = slices.tensor("token_embd.weight");
+    let mut order: Vec<usize> = (0..tensors.len()).collect();
+    order.sort_by_key(|&index| {
+        let tensor = &tensors[index];
+        let is_embedding = Some(tensor.tensor) == embedding;
+        let layer = tensor.layer.unwrap_or(u32::MAX);
+        match tensor.is_streamable {
+            true => (2, places[index], layer, tensor.order),
+            false => (u8::from(is_embedding), 0, 0, 0),
+        }
+    });
+    order
+}
+
+// SAFETY: the memory is private and anonymous, and stays until `unmap` was called for all parts. `load` returns when the reads that
+// cover the range have ended well; nothing here reads or writes it afterwards, but for matrices on demand, which operations read only
+// after they were repacked.
 unsafe impl ModelMemory for WeightMemory {
     fn map(&mut self, file: usize, size_bytes: usize) -> Result<NonNull<u8>, String> {
         let known_bytes = self.files.files().get(file).map(|file| file.size_bytes());
@@ -200,47 +217,19 @@ unsafe impl ModelMemory for WeightMemory {
                 known_bytes.unwrap_or(0)
             ));
         }
-        let region = Region::reserve(size_bytes)
-            .map_err(|error| format!("no address space for {size_bytes} bytes: {error}"))?;
-        let start = region.start();
-        let ranges: Vec<Range<u64>> = self
-            .ranges
-            .iter()
-            .filter(|range| range.part == file)
-            .map(|range| range.offset..range.offset + range.size_bytes)
-            .collect();
-        for range in &ranges {
-            let bytes = range.start as usize..range.end as usize;
-            region
-                .open(bytes.clone())
-                .map_err(|error| format!("no memory for dense tensors: {error}"))?;
-            region.advise_huge(bytes);
-        }
-        self.regions[file] = Some(region);
-        for range in ranges {
-            let target = self.region(file)?.at(range.start as usize);
-            self.start(file, range, target)?;
-        }
-        if let Some((_, bytes)) = self.embedding.clone().filter(|(part, _)| *part == file) {
-            self.finish(file, &bytes)?;
-        }
-        Ok(start)
+        self.start()?;
+        self.n_mapped += 1;
+        Ok(self.regions()?[file].start())
     }
 
     fn load(&mut self, file: usize, range: Range<usize>) -> Result<(), String> {
         let range = range.start as u64..range.end as u64;
-        if !self.is_dense(file, &range) {
-            // Experts so small that llama.cpp does not read them on demand.
-            let pages =
-                range.start / PAGE_BYTES * PAGE_BYTES..range.end.next_multiple_of(PAGE_BYTES);
-            self.region(file)?
-                .open(pages.start as usize..pages.end as usize)
-                .map_err(|error| error.to_string())?;
-            // Neighbours that are there already may be on its first and last page, repacked: they stay as they are.
-            self.finish(file, &pages)?;
-            self.read_apart(file, &pages, &range)?;
+        let pieces = self.arrivals.of(file, &range);
+        if self.arrivals.cover(&pieces, &range) {
+            return self.arrivals.wait_for(&pieces);
         }
-        self.finish(file, &range)
+        // Experts so small that llama.cpp does not read them on demand.
+        self.read(file, range)
     }
 
     fn is_lazy(&mut self, file: usize, range: Range<usize>) -> bool {
@@ -251,10 +240,11 @@ unsafe impl ModelMemory for WeightMemory {
         true
     }
 
-    fn unmap(&mut self, file: usize) {
-        if let Some(region) = self.regions.get_mut(file) {
-            self.engine = None;
-            *region = None;
+    fn unmap(&mut self, _: usize) {
+        self.arriving = None;
+        self.n_mapped = self.n_mapped.saturating_sub(1);
+        if self.n_mapped == 0 {
+            self.regions = None;
         }
     }
 }

@@ -88,7 +88,7 @@ fn faults_that_pass_change_no_logit() {
                 let mut context =
                     llama_rs::Context::new(model.model(), &context_params(N_CTX)).unwrap();
                 let pager = model
-                    .attach_faulty(&mut context, options, faults.clone())
+                    .attach_faulty(&mut context, options.clone(), faults.clone())
                     .unwrap();
                 let mut decoder = Decoder::new(N_PROMPT);
                 for (step, expected) in fixture.expected.iter().enumerate() {
@@ -139,7 +139,9 @@ fn a_fault_that_stays_ends_the_decode_by_name_and_the_model_can_be_used_again() 
                 let broken = experts.iter().fold(Faults::default(), |faults, expert| {
                     faults.with_broken_byte(expert.0, expert.1)
                 });
-                let pager = model.attach_faulty(&mut context, options, broken).unwrap();
+                let pager = model
+                    .attach_faulty(&mut context, options.clone(), broken)
+                    .unwrap();
                 for _ in 0..3 {
                     let error = decoder.step(&mut context).unwrap_err().to_string();
                     let page = |offset: u64| format!("at byte {} ", offset / 4096 * 4096);
@@ -175,7 +177,9 @@ fn the_same_pager_goes_on_when_the_device_is_back() {
                 let mut context =
                     llama_rs::Context::new(model.model(), &context_params(N_CTX)).unwrap();
                 let faults = Faults::script((0..n_broken).map(|_| Some(Fault::Eio)));
-                let pager = model.attach_faulty(&mut context, options, faults).unwrap();
+                let pager = model
+                    .attach_faulty(&mut context, options.clone(), faults)
+                    .unwrap();
                 // The reads that are left end, with errors while there are some.
                 decode_until_it_works(&mut context, &expected, n_broken, || {
                     pager.census();
@@ -205,7 +209,9 @@ fn rows_of_the_embedding_fail_as_experts_do() {
             // That of the only token of the prompt.
             let row = embedding.offset + 3 * embedding.row_bytes;
             let broken = Faults::default().with_broken_byte(embedding.part as u32, row);
-            let pager = model.attach_faulty(&mut context, options, broken).unwrap();
+            let pager = model
+                .attach_faulty(&mut context, options.clone(), broken)
+                .unwrap();
             for _ in 0..2 {
                 let error = decoder.step(&mut context).unwrap_err().to_string();
                 for part in ["token_embd.weight", "Input/output error", "4 attempts"] {
@@ -215,7 +221,9 @@ fn rows_of_the_embedding_fail_as_experts_do() {
             assert_at_rest(&pager);
 
             let faults = Faults::random(3, 150);
-            let _pager = model.attach_faulty(&mut context, options, faults).unwrap();
+            let _pager = model
+                .attach_faulty(&mut context, options.clone(), faults)
+                .unwrap();
             let mut decoder = Decoder::new(N_PROMPT);
             for expected in &fixture.expected {
                 assert!(

@@ -224,14 +224,18 @@ fn faults_change_no_logit_and_end_only_what_needs_the_matrix() {
         let options = options(budget_bytes, engine);
         let mut context = Context::new(model.model(), &context_of_threads(2)).unwrap();
         let faults = Faults::random(5, 150);
-        let pager = model.attach_faulty(&mut context, options, faults).unwrap();
+        let pager = model
+            .attach_faulty(&mut context, options.clone(), faults)
+            .unwrap();
         assert!(logits(&mut context, STEPS) == whole);
         assert!(pager.read_counters().n_retries > 4);
 
         context.clear_kv();
         let n_broken = 300;
         let faults = Faults::script((0..n_broken).map(|_| Some(Fault::Eio)));
-        let _pager = model.attach_faulty(&mut context, options, faults).unwrap();
+        let _pager = model
+            .attach_faulty(&mut context, options.clone(), faults)
+            .unwrap();
         decode_until_it_works(&mut context, &single, n_broken, || ());
     }
 }

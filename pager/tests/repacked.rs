@@ -8,7 +8,7 @@ use std::path::Path;
 use decode::{context_of_threads, decode_until_it_works, logits, model_file, options};
 use llama_rs::{Backend, Context, Model, ModelParams};
 use pager::engine::{EngineChoice, Fault, Faults};
-use pager::{PagedModel, PagerOptions};
+use pager::{PagedModel, PagerOptions, Replay};
 
 const STEPS: usize = 24;
 
@@ -92,6 +92,29 @@ fn streamed_matrices_are_repacked_in_the_ring() {
         let path = model_file(folder.path(), name);
         let n_packed = check(&path, true);
         assert_eq!(n_packed > 0, has_repacked_kernels(), "{name}: {n_packed}");
+    }
+}
+
+/// With replay dense matrices arrive while the model is loaded, and are repacked when the first of its contexts needs them; experts
+/// of the last run are repacked before anybody asks for them.
+#[test]
+fn what_a_replay_reads_is_repacked_once() {
+    let folder = decode::folder();
+    for name in ["tiny-qwen3moe-q4_k", "tiny-gpt-oss"] {
+        let path = model_file(folder.path(), name);
+        let expected = expected(&path);
+        let options = PagerOptions {
+            replay: Replay::In(folder.path().join("patterns")),
+            ..options(1 << 30, EngineChoice::Auto)
+        };
+        for _ in 0..2 {
+            let model = paged(&path, options.clone());
+            for _ in 0..2 {
+                let (mut context, pager) = model.context(&context_of_threads(2)).unwrap();
+                let found = logits(&mut context, STEPS);
+                assert!(found == expected, "{name}: {}", pager.replay());
+            }
+        }
     }
 }
 

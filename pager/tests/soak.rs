@@ -44,7 +44,9 @@ fn two_thousand_tokens_lose_no_slot_and_change_no_logit() {
                     let per_mille = rng.random_range(0..=FAULTS_MAX_PER_MILLE);
                     let faults = Faults::random(rng.random(), per_mille);
                     let options = options(budget_bytes, engine);
-                    let pager = model.attach_faulty(&mut context, options, faults).unwrap();
+                    let pager = model
+                        .attach_faulty(&mut context, options.clone(), faults)
+                        .unwrap();
                     let until = n_each.min(n_done + rng.random_range(PERIOD));
                     let mut n_failed = 0;
                     while n_done < until {

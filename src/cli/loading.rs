@@ -4,8 +4,9 @@ use std::fmt;
 
 use clap::Args;
 use llama_rs::Prefetch;
-use pager::{Budget, PagerOptions, PolicyName};
+use pager::{Budget, PagerOptions, PolicyName, Replay};
 
+use super::Switch;
 use crate::exit::BadInput;
 
 /// `--prefetch`.
@@ -68,6 +69,11 @@ pub(crate) struct PagerArgs {
     /// With --prefetch pager: which expert gives way to another one: lru, lfu, lfu-decay:0.95, lfu-mix or next-use [default: next-use].
     #[arg(long, value_name = "NAME", help_heading = "Loading")]
     policy: Option<PolicyName>,
+
+    /// With --prefetch pager: whether what a run read first is kept in the cache folder, a few KiB for a model, and read in that order at the
+    /// next start, while the model still loads [default: on].
+    #[arg(long, value_name = "on|off", help_heading = "Loading")]
+    replay: Option<Switch>,
 }
 
 impl PagerArgs {
@@ -77,13 +83,18 @@ impl PagerArgs {
             let budget = self.budget.unwrap_or_default();
             return Ok(Some(PagerOptions {
                 policy: self.policy.unwrap_or_default(),
+                replay: match self.replay {
+                    None | Some(Switch::On) => Replay::in_cache(),
+                    Some(Switch::Off) => Replay::Off,
+                },
                 ..PagerOptions::with_budget(budget)
             }));
         }
-        let given = match (self.budget, self.policy) {
-            (Some(_), _) => "--budget",
-            (_, Some(_)) => "--policy",
-            (None, None) => return Ok(None),
+        let given = match (self.budget, self.policy, self.replay) {
+            (Some(_), ..) => "--budget",
+            (_, Some(_), _) => "--policy",
+            (.., Some(_)) => "--replay",
+            (None, None, None) => return Ok(None),
         };
         Err(BadInput(format!(
             "{given} is for --prefetch pager, and this is --prefetch {loading}, which leaves it to the kernel what stays in memory: \

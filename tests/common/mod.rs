@@ -13,6 +13,8 @@ pub(crate) fn faultline() -> Command {
     // Without the second one, an abort inside ggml starts a debugger to print where it was.
     command
         .env("NO_COLOR", "1")
+        // What it keeps of its runs; not what tests read there.
+        .env("FAULTLINE_CACHE", env!("CARGO_TARGET_TMPDIR"))
         .env("GGML_NO_BACKTRACE", "1")
         .env_remove("RUST_LOG");
     command

@@ -6,7 +6,7 @@ use anyhow::{Result, bail};
 use clap::Args;
 use pager::PolicyName;
 
-use super::positive_seconds;
+use super::{Switch, positive_seconds};
 use crate::size::{Budget, parse_size};
 use crate::spec::{ReadEngine, Reads, Reference};
 
@@ -46,6 +46,13 @@ pub(crate) struct PagerArgs {
     /// The pager reads experts ahead that the next layer uses with at least this probability [default: none]
     #[arg(long, value_name = "PROBABILITY", value_parser = probability)]
     lookahead: Option<f64>,
+    /// Whether the pager reads what an earlier run needed, in its order, while the model loads; a list multiplies its rows. Before the first
+    /// row with it a run that is not measured is recorded
+    #[arg(long, value_name = "on|off", value_delimiter = ',')]
+    pub(super) replay: Vec<Switch>,
+    /// The run that is recorded for --replay uses the routing trace from this token on [default: --routing-skip]
+    #[arg(long, value_name = "TOKENS", requires = "replay")]
+    pub(crate) replay_skip: Option<u32>,
 }
 
 impl PagerArgs {
@@ -58,9 +65,17 @@ impl PagerArgs {
         }
     }
 
+    /// Without and with, or what was given.
+    pub(super) fn replays(&self) -> Vec<bool> {
+        match self.replay.as_slice() {
+            [] => vec![false],
+            given => given.iter().map(|&switch| switch == Switch::On).collect(),
+        }
+    }
+
     /// Whether anything was given.
     pub(super) fn is_used(&self) -> bool {
-        !self.policy.is_empty() || self.reads() != Reads::default()
+        !self.policy.is_empty() || !self.replay.is_empty() || self.reads() != Reads::default()
     }
 }
 

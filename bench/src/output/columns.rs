@@ -366,6 +366,10 @@ fn counted(report: &Report, index: usize) -> Vec<Column> {
             median(&|run| Some(run.bound?.slot_bytes? as f64)),
         ),
         ("pager_policy", json!(pager.map(|facts| &facts.policy))),
+        (
+            "pager_replay",
+            json!(pager.map(|_| report.rows[index].row.replay)),
+        ),
         ("pager_reads", json!(pager.map(|facts| &facts.reads))),
         ("pager_slots", median(&against::n_slots)),
         ("pager_slices", median(&against::n_slices)),

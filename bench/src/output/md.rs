@@ -236,6 +236,7 @@ fn conditions(report: &Report) -> Vec<(&'static str, Vec<String>)> {
             }),
         ),
         ("policy", of(&|row| row.policy.clone().unwrap_or_default())),
+        ("replay", of(&|row| on_off(row.replay).to_string())),
         (
             "budget",
             of(&|row| row.budget_bytes.map_or("none".into(), format_bytes)),

@@ -3,7 +3,7 @@
 use anyhow::{Context as _, Result};
 use llama_rs::Model;
 use pager::engine::{EngineChoice, Preference};
-use pager::{Budget, CountersSnapshot, Pager, PagerOptions, PolicyName, Slices};
+use pager::{Budget, CountersSnapshot, Pager, PagerOptions, PolicyName, Replay, Slices};
 
 use crate::protocol::{PagedTensor, PagerCounts, PagerFacts};
 use crate::spec::{ReadEngine, WorkerSpec};
@@ -33,6 +33,7 @@ pub(super) fn options(spec: &WorkerSpec) -> Result<PagerOptions> {
             ..default
         },
         lookahead: reads.lookahead,
+        replay: spec.replay.clone().map_or(Replay::Off, Replay::In),
         ..PagerOptions::default()
     })
 }

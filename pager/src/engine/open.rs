@@ -116,6 +116,11 @@ impl ModelFile {
         self.identity.size_bytes
     }
 
+    /// When it was last written to before it was opened: seconds and nanoseconds.
+    pub(crate) fn modified(&self) -> (i64, i64) {
+        self.identity.modified
+    }
+
     /// How it is read.
     pub fn access(&self) -> &Access {
         &self.access

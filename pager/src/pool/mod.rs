@@ -78,6 +78,17 @@ pub struct Fetch {
     pub slot: SlotId,
 }
 
+/// What [`Pool::fill`] makes of a slice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fill {
+    /// It has a slot, and is to be read.
+    Read(Fetch),
+    /// It is there or on its way, or could not be read.
+    Needless,
+    /// There is no slot for it.
+    Full,
+}
+
 /// There are not enough slots that may be evicted. Nothing is pinned then, and nothing is to be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
@@ -286,7 +297,7 @@ impl Pool {
             let slot = self
                 .take_slot(self.slices[slice.index()].class as usize)
                 .expect("check_room has counted the slots");
-            self.start(slice, slot, false);
+            self.start(slice, slot, false, self.mode != PoolMode::Decode);
             self.residency.apply(slice, Event::Pin);
             fetches.push(Fetch { slice, slot });
         }
@@ -326,9 +337,53 @@ impl Pool {
             }
         }
         let slot = self.take_slot(self.slices[slice.index()].class as usize)?;
-        self.start(slice, slot, true);
+        self.start(slice, slot, true, self.mode != PoolMode::Decode);
         self.counters.prefetch();
         Some(Fetch { slice, slot })
+    }
+
+    /// Reads a slice as [`prefetch`](Self::prefetch) does, but evicts nothing for it, and leaves so many slots of its class free.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such slice.
+    pub fn fill(&mut self, slice: SliceId, n_spare: usize) -> Fill {
+        if self.residency.state(slice) != State::Absent {
+            return Fill::Needless;
+        }
+        let class = &mut self.classes[self.slices[slice.index()].class as usize];
+        if class.free.len() <= n_spare {
+            return Fill::Full;
+        }
+        let Some(slot) = class.free.pop() else {
+            return Fill::Full;
+        };
+        // Decoding will have used it, whoever needs it first.
+        self.start(slice, slot, true, false);
+        self.counters.prefetch();
+        Fill::Read(Fetch { slice, slot })
+    }
+
+    /// Slots of each class that are not free.
+    pub fn n_taken(&self) -> Vec<usize> {
+        let slots = self.slots.iter();
+        let mut n_taken = vec![0; self.classes.len()];
+        slots.for_each(|slot| n_taken[slot.class as usize] += 1);
+        for (n_taken, class) in n_taken.iter_mut().zip(&self.classes) {
+            *n_taken -= class.free.len();
+        }
+        n_taken
+    }
+
+    /// Slices that are in a slot, those of the highest value first.
+    pub fn by_value(&self) -> Vec<SliceId> {
+        let owned = (0..).map(SlotId).zip(&self.slots).filter_map(|(id, slot)| {
+            let owner = slot.owner?;
+            (self.residency.slot(owner) == Some(id)).then(|| (self.key(id), owner))
+        });
+        let mut owned: Vec<(u128, SliceId)> = owned.collect();
+        owned.sort_unstable_by(|left, right| right.cmp(left));
+        owned.into_iter().map(|(_, owner)| owner).collect()
     }
 
     /// A read has ended well; the slice's bytes are in its slot. `delivered_bytes` is what the read brought in.
@@ -460,10 +515,10 @@ impl Pool {
         self.classes[state.class as usize].free.pop()
     }
 
-    fn start(&mut self, slice: SliceId, slot: SlotId, is_prefetch: bool) {
+    fn start(&mut self, slice: SliceId, slot: SlotId, is_prefetch: bool, streamed: bool) {
         let state = &mut self.slots[slot.index()];
         state.owner = Some(slice);
-        state.streamed = self.mode != PoolMode::Decode;
+        state.streamed = streamed;
         state.prefetched = is_prefetch;
         state.held = is_prefetch;
         if is_prefetch {

@@ -146,7 +146,7 @@ fn soak(seed: u64, policy: PolicyName, n_operations: usize) {
     let mut pool = Pool::new(slices.clone(), &CLASS_SLOTS, policy.build(&slices));
     let mut expected = Expected::default();
     let mut open: Vec<Vec<SliceId>> = Vec::new();
-    let (mut n_full, mut n_again, mut fetches) = (0, 0, Vec::new());
+    let (mut n_full, mut n_again, mut n_filled, mut fetches) = (0, 0, 0, Vec::new());
     for _ in 0..n_operations {
         fetches.clear();
         match rng.random_range(0..100) {
@@ -223,13 +223,30 @@ fn soak(seed: u64, policy: PolicyName, n_operations: usize) {
                     expected.n_cancelled += 1;
                 }
             }
-            64..74 => {
+            64..71 => {
                 let slice = SliceId(rng.random_range(0..slices.len() as u32));
                 let absent = pool.residency.state(slice) == State::Absent;
                 if let Some(fetch) = pool.prefetch(slice) {
                     assert!(absent);
                     expected.n_prefetches += 1;
                     expected.take(&[fetch]);
+                }
+            }
+            71..74 => {
+                let slice = SliceId(rng.random_range(0..slices.len() as u32));
+                let absent = pool.residency.state(slice) == State::Absent;
+                let class = slices[slice.index()].class as usize;
+                let n_free = pool.classes[class].free.len();
+                let filled = pool.fill(slice, 1);
+                match filled {
+                    Fill::Read(fetch) => {
+                        assert!(absent && n_free > 1);
+                        expected.n_prefetches += 1;
+                        n_filled += 1;
+                        expected.take(&[fetch]);
+                    }
+                    Fill::Needless => assert!(!absent),
+                    Fill::Full => assert!(absent && n_free <= 1),
                 }
             }
             74..96 => {
@@ -248,7 +265,14 @@ fn soak(seed: u64, policy: PolicyName, n_operations: usize) {
         expected.check(&pool);
     }
     // All of it happened.
-    assert!(n_full > 100 && n_again > 100, "{n_full} {n_again}");
+    assert!(
+        n_full > 100 && n_again > 100 && n_filled > 10,
+        "{n_full} {n_again} {n_filled}"
+    );
+    let by_value = pool.by_value();
+    assert_eq!(by_value.len(), expected.resident.len());
+    let keys = by_value.iter().map(|id| pool.key(expected.resident[id]));
+    assert!(keys.rev().is_sorted(), "the most valuable first");
     let counted = pool.counters.snapshot();
     assert!(
         counted.wasted_bytes > 0 && counted.n_evictions > 1000 && counted.n_failed > 100,

@@ -103,6 +103,10 @@ impl Provider {
                     slots_max: state.slots_streamed_max,
                 },
             });
+            state.n_steps = state.n_steps.saturating_add(1);
+            if let Some(recorder) = &mut state.recorder {
+                recorder.begin_step(access.node.n_tokens().max(1) as u32);
+            }
         }
         state.layer = Some(layer);
         state.wanted.clear();
@@ -111,6 +115,12 @@ impl Provider {
             state.wanted.extend(self.slices.expert(id));
         }
         self.settle_ahead(state, layer);
+        Self::hurry(state);
+        if let Some(recorder) = &mut state.recorder {
+            recorder.use_slices(&state.wanted, |slice| {
+                self.slices.slice(slice).sparse_tensor
+            });
+        }
         let all = state.pool.request(&state.wanted, &mut state.fetches);
         let requested = all.or_else(|_| {
             let slices = &self.slices;

@@ -2,9 +2,11 @@
 //! matrices in memory or in a ring, read ahead.
 
 mod ahead;
+mod dense;
 mod experts;
 mod matrices;
 mod packing;
+mod replay;
 mod rows;
 
 use std::collections::HashMap;
@@ -17,24 +19,30 @@ use llama_rs::{
     Begin, Dim, LoadedWeight, NodeRef, Packing, SliceProvider, TensorKey, WeightRef, Which,
 };
 
+use crate::arrivals::Arrivals;
 use crate::counters::Counters;
 use crate::engine::{Cause, Class, Completion, Engine};
 use crate::pinned::Pinned;
-use crate::plan::MemoryPlan;
+use crate::plan::{MemoryPlan, SlotClass};
 use crate::pool::{Census, Fetch, Pool};
 use crate::region::Region;
+use crate::replay::Recorder;
 use crate::residency::Residency;
 use crate::slices::{SliceId, Slices};
 
 pub(crate) use ahead::Ahead;
+use dense::Dense;
 use experts::Slots;
 use matrices::{MATRIX, Matrices, Streaming};
 use packing::Jobs;
+pub(crate) use replay::{Program, Pump};
 use rows::{ROW, ROW_READY, Rows};
 
 const PAGE_BYTES: u64 = 4096;
 /// Longest time in the kernel before a waiting thread looks again.
 const WAIT: Duration = Duration::from_millis(5);
+/// How long a thread waits for what another one waits for in the kernel.
+const LOOK_AGAIN: Duration = Duration::from_micros(50);
 /// Longest time that a slice is waited for without anything arriving.
 const SILENCE: Duration = Duration::from_secs(120);
 /// What a weight's slices are.
@@ -44,8 +52,9 @@ enum Target {
     Experts(usize),
     /// Of an embedding that is read row by row.
     Rows,
-    /// Of a tensor that is in memory as a whole: an embedding so small that reading its rows would not pay.
-    InMemory,
+    /// Of a tensor that is in memory as a whole or on its way there: its index among the dense tensors. An embedding so small that
+    /// reading its rows would not pay, and all matrices while they are still read when the first token is computed.
+    Dense(usize),
     /// Of a dense matrix that stays in memory: its index among the dense tensors.
     Pinned(usize),
     /// Of a dense matrix that is streamed: its index among those.
@@ -69,9 +78,36 @@ pub(crate) struct Provider {
     /// Reads that have not ended, for those who do not hold the lock.
     n_in_flight: AtomicUsize,
     pinned: Option<Arc<Pinned>>,
+    dense: Dense,
     matrices: Matrices,
+    /// Number and size of the slots of each class.
+    classes: Vec<(usize, usize)>,
+    /// Slots of each class that a replay leaves to what an operation needs.
+    n_spare: usize,
     /// Why slices cannot be had: then no `get` gives an address.
     reason: Mutex<Option<String>>,
+}
+
+/// What was loaded with the model.
+#[derive(Debug)]
+pub(crate) struct Loaded {
+    /// The weights that the model has.
+    pub(crate) weights: Vec<LoadedWeight>,
+    /// Which dense ones have arrived.
+    pub(crate) arrivals: Arc<Arrivals>,
+    /// Those that the plan keeps in memory, where it streams others.
+    pub(crate) pinned: Option<Arc<Pinned>>,
+}
+
+/// What is read before it is needed.
+#[derive(Debug, Default)]
+pub(crate) struct Before {
+    /// Experts of the next layer.
+    pub(crate) ahead: Option<Ahead>,
+    /// What the last run needed.
+    pub(crate) program: Option<Program>,
+    /// Notes that for the next run.
+    pub(crate) recorder: Option<Recorder>,
 }
 
 /// What one thread at a time changes.
@@ -83,6 +119,8 @@ struct Inner {
     pinned: Vec<Vec<SliceId>>,
     /// Layer of the last request.
     layer: Option<u32>,
+    /// Steps that have begun.
+    n_steps: u32,
     slots_streamed_max: u32,
     fetches: Vec<Fetch>,
     wanted: Vec<SliceId>,
@@ -90,6 +128,9 @@ struct Inner {
     rows_in_flight: usize,
     /// `None`: nothing is read ahead.
     ahead: Option<Ahead>,
+    /// What is still to be read of what the last run needed.
+    program: Option<Program>,
+    recorder: Option<Recorder>,
     /// Why the last read of a slice, a row or a matrix failed, by its key. Whoever needs it gives this as the reason; a read that nobody
     /// waits for any more, since its step has ended, fails no later step.
     failures: HashMap<u64, String>,
@@ -100,17 +141,31 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+impl Drop for Provider {
+    fn drop(&mut self) {
+        let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if let Some(recorder) = &mut state.recorder {
+            // What cannot be kept is not there at the next start, which works without.
+            let _ = recorder.keep(state.pool.by_value().into_iter());
+        }
+    }
+}
+
 impl Provider {
-    /// Slots as `plan` says. `pinned` are the dense matrices that it keeps in memory, `weights` those that the model has.
+    /// Slots as `plan` says.
     pub(crate) fn new(
         slices: Slices,
         plan: &MemoryPlan,
         pool: Pool,
-        pinned: Option<Arc<Pinned>>,
+        loaded: Loaded,
         engine: Box<dyn Engine>,
-        ahead: Option<Ahead>,
-        weights: &[LoadedWeight],
+        before: Before,
     ) -> std::io::Result<Provider> {
+        let Loaded {
+            weights,
+            arrivals,
+            pinned,
+        } = loaded;
         let packing_of = |tensor: usize| {
             let mut weights = weights.iter();
             weights
@@ -156,18 +211,26 @@ impl Provider {
                 if pinned.as_ref().is_some_and(|pinned| pinned.has(index)) {
                     return Some(Target::Pinned(index));
                 }
+                return Some(Target::Dense(index));
             }
             if slices.embedding().is_some_and(|rows| rows.tensor == tensor) {
                 return Some(Target::Rows);
             }
             let stacks = slices.sparse_tensors();
             let index = stacks.iter().position(|stack| stack.tensor == tensor);
-            Some(index.map_or(Target::InMemory, Target::Experts))
+            index.map(Target::Experts)
         };
         let lazy = weights.iter().filter(|weight| weight.is_lazy);
         let targets = lazy.filter_map(|weight| Some((weight.key, target(&weight.name)?)));
         let n_slots_min = plan.slots.iter().map(|class| class.n_slots).min();
+        let class = |class: &SlotClass| (class.n_slots as usize, class.slot_bytes as usize);
+        // What a request may need at once, but not all that there is.
+        let needed = plan.slots.iter().map(|class| class.n_slots_min).max();
+        let n_spare = needed.unwrap_or(0).min(n_slots_min.unwrap_or(0) / 4);
         Ok(Provider {
+            dense: Dense::new(&slices, arrivals, packing_of),
+            classes: plan.slots.iter().map(class).collect(),
+            n_spare: n_spare as usize,
             targets: targets.collect(),
             residency: Arc::clone(pool.residency()),
             counters: Arc::clone(pool.counters()),
@@ -176,12 +239,15 @@ impl Provider {
                 pool,
                 pinned: vec![Vec::new(); slices.sparse_tensors().len()],
                 layer: None,
+                n_steps: 0,
                 slots_streamed_max: n_slots_min.unwrap_or(0) / 4,
                 fetches: Vec::new(),
                 wanted: Vec::new(),
                 done: Vec::new(),
                 rows_in_flight: 0,
-                ahead,
+                ahead: before.ahead,
+                program: before.program,
+                recorder: before.recorder,
                 failures: HashMap::new(),
                 streaming: matrices.streaming(),
             }),
@@ -263,6 +329,7 @@ impl Provider {
             self.submit(state, Class::Demand);
         }
         self.stream(state);
+        self.go_on(state);
         self.n_in_flight
             .store(state.engine.in_flight(), Ordering::Relaxed);
         n_ended
@@ -325,7 +392,8 @@ impl Provider {
                         self.fail(format!("nothing was read for {} s", SILENCE.as_secs()));
                     }
                 }
-                Err(TryLockError::WouldBlock) => std::thread::yield_now(),
+                // Whoever has the lock waits for the device, which needs the CPU that looking again and again would take.
+                Err(TryLockError::WouldBlock) => std::thread::sleep(LOOK_AGAIN),
                 Err(TryLockError::Poisoned(_)) => {
                     self.fail("a thread panicked while it noted what was read".to_owned());
                 }
@@ -351,12 +419,13 @@ enum Look<T> {
 // SAFETY: between `begin` and `end` a slice that was announced is pinned: the pool does not give its slot to another one, and
 // nothing is read into it. An address is given only when the read into it has ended well: the residency word, or the row's
 // state, is published after that. The same holds for streamed matrices, whose place in the ring is nobody else's from `begin` to
-// `end`. Slots, rows, ring and pinned matrices live as long as the provider; what is in memory as a whole was read while the
-// model was loaded, which `WeightMemory::map` has waited for, or before the provider was made.
+// `end`. Slots, rows, ring and pinned matrices live as long as the provider. What is in memory as a whole lives as
+// long as the model; its address is given when the reads that bring it have ended well, and nothing is read there again.
 unsafe impl SliceProvider for Provider {
     fn begin(&self, access: &mut Begin<'_>) {
         match (self.targets.get(&access.weight.key()), access.dim) {
-            (Some(Target::InMemory | Target::Pinned(_)), _) => {}
+            (Some(Target::Pinned(_)), _) => {}
+            (Some(&Target::Dense(index)), _) => self.begin_dense(index),
             (Some(&Target::Streamed(index)), _) => self.begin_matrix(index),
             (Some(&Target::Experts(index)), Dim::Matrices) => self.begin_experts(index, access),
             (Some(Target::Rows), Dim::Rows) => match &self.rows {
@@ -373,7 +442,7 @@ unsafe impl SliceProvider for Provider {
 
     fn get(&self, weight: WeightRef<'_>, which: Which) -> Option<NonNull<u8>> {
         match (self.targets.get(&weight.key())?, which) {
-            (Target::InMemory, _) => weight.mapped(which),
+            (&Target::Dense(index), _) => self.dense(index, weight, which),
             (&Target::Experts(index), Which::Matrix(expert)) => self.expert(index, expert),
             (Target::Rows, Which::Row(row)) => self.row(self.rows.as_ref()?, row),
             (&Target::Pinned(index), _) => {

@@ -60,6 +60,7 @@ struct ModelFile {
     prefetch: Option<PrefetchName>,
     repack: Option<bool>,
     budget: Option<BudgetValue>,
+    replay: Option<bool>,
     #[serde(default)]
     use_mlock: bool,
     ttl: Option<Ttl>,
@@ -258,6 +259,10 @@ fn check(table: &ModelFile) -> Result<(), (&'static str, String)> {
         let problem = "only prefetch = \"pager\" keeps a model within a budget of its own";
         return Err(("budget", problem.to_owned()));
     }
+    if table.replay.is_some() && !pages {
+        let problem = "only prefetch = \"pager\" reads what the last run needed in its order";
+        return Err(("replay", problem.to_owned()));
+    }
     if table.use_mlock && !matches!(table.prefetch, None | Some(PrefetchName::Eager)) {
         let problem = "locks all of a mapped model in memory, which needs prefetch = \"eager\"";
         return Err(("use_mlock", problem.to_owned()));
@@ -305,6 +310,7 @@ fn resolve(config_path: &Path, name: &str, table: ModelFile, ttl: Ttl) -> ModelC
         prefetch,
         repack: table.repack.unwrap_or(!table.use_mlock),
         budget: table.budget.map(|budget| budget.0),
+        replay: table.replay.unwrap_or(true),
         use_mlock: table.use_mlock,
         ttl: table.ttl.unwrap_or(ttl),
         group: table.group,

@@ -167,6 +167,8 @@ pub struct ModelConfig {
     pub repack: bool,
     /// The pager's budget for this model.
     pub budget: Option<Budget>,
+    /// Whether the pager keeps what was read first in the cache folder, and reads in that order when it loads the model again.
+    pub replay: bool,
     /// Whether the mapped files are locked in memory.
     pub use_mlock: bool,
     /// How long it stays after its last request.

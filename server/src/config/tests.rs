@@ -137,6 +137,7 @@ fn contradictions_name_the_model_and_the_line() {
     let model = |keys: &str| format!("port = 0\n\n[models.a]\npath = 'x'\n{keys}\n");
     for (keys, parts) in [
         ("budget = '1GiB'", &["models.a.budget", "pager"][..]),
+        ("replay = false", &["models.a.replay", "pager"]),
         (
             "prefetch = 'none'\nuse_mlock = true",
             &["models.a.use_mlock", "eager"],

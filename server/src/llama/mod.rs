@@ -6,7 +6,7 @@ mod need;
 use llama_rs::{
     Advise, Backend, Context, ContextParams, Error, LoadMode, Model, ModelParams, Prefetch,
 };
-use pager::{PagedModel, Pager, PagerError, PagerOptions};
+use pager::{PagedModel, Pager, PagerError, PagerOptions, Replay};
 
 use crate::config::{ModelConfig, PrefetchMode};
 use crate::engine::{Ended, Engine, Holding, Session};
@@ -133,6 +133,10 @@ impl LlamaEngine {
                     budget: config.budget.unwrap_or_default(),
                     // Other models and the server itself are not this model's.
                     process_bytes: Some(0),
+                    replay: match config.replay {
+                        true => Replay::in_cache(),
+                        false => Replay::Off,
+                    },
                     ..PagerOptions::default()
                 };
                 let paged =

@@ -1,0 +1,399 @@
+//! Dense weights on their way: a thread of its own reads them while the model is loaded, and while the first token is computed.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crate::engine::{Class, Completion, Engine, EngineError, Read};
+use crate::region::Region;
+
+/// Bytes of one read.
+const READ_BYTES: u64 = 8 << 20;
+/// Reads that are submitted and have not ended: what the device works at, and what comes next.
+const READS_MAX: usize = 6;
+/// Longest time in the kernel before the thread looks whether it is to end.
+const WAIT: Duration = Duration::from_millis(20);
+/// Longest time that nothing arrives before reading is given up.
+const SILENCE: Duration = Duration::from_secs(120);
+
+/// Pages of a part of the model, one read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Piece {
+    pub(crate) part: usize,
+    pub(crate) range: Range<u64>,
+}
+
+impl Piece {
+    fn overlaps(&self, part: usize, range: &Range<u64>) -> bool {
+        self.part == part && self.range.start < range.end && range.start < self.range.end
+    }
+}
+
+/// What has arrived.
+#[derive(Debug)]
+pub(crate) struct Arrivals {
+    /// In the order of reading. No two of them overlap.
+    pieces: Vec<Piece>,
+    progress: Mutex<Progress>,
+    changed: Condvar,
+    /// Everything has arrived: then nobody has to ask.
+    is_complete: AtomicBool,
+    is_stopped: AtomicBool,
+    /// Of each dense tensor: whether it was repacked, and how that went.
+    repacked: Box<[OnceLock<bool>]>,
+}
+
+#[derive(Debug)]
+struct Progress {
+    has_arrived: Vec<bool>,
+    n_arrived: usize,
+    /// Why nothing more will come.
+    failure: Option<String>,
+}
+
+/// The thread that reads. Dropping it ends it, when the reads under way have ended.
+#[derive(Debug)]
+pub(crate) struct Arriving {
+    arrivals: Arc<Arrivals>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// Divides ranges of whole pages, in this order, into pieces. Of pages that several have the first one counts.
+pub(crate) fn pieces(ranges: impl Iterator<Item = (usize, Range<u64>)>) -> Vec<Piece> {
+    let mut pieces: Vec<Piece> = Vec::new();
+    // By part and begin, without overlaps.
+    let mut covered: Vec<(usize, Range<u64>)> = Vec::new();
+    for (part, range) in ranges {
+        let mut begin = range.start;
+        let mut fresh = Vec::new();
+        let overlapping = covered.iter().filter(|(other_part, other)| {
+            *other_part == part && other.start < range.end && range.start < other.end
+        });
+        for (_, other) in overlapping {
+            if begin < other.start {
+                fresh.push(begin..other.start);
+            }
+            begin = begin.max(other.end);
+        }
+        if begin < range.end {
+            fresh.push(begin..range.end);
+        }
+        for fresh in fresh {
+            let at = covered.partition_point(|(p, r)| (*p, r.start) < (part, fresh.start));
+            covered.insert(at, (part, fresh.clone()));
+            add(&mut pieces, part, fresh);
+        }
+    }
+    pieces
+}
+
+/// Adds a range to the pieces: to the last one where it follows it and there is room.
+fn add(pieces: &mut Vec<Piece>, part: usize, range: Range<u64>) {
+    let mut begin = range.start;
+    if let Some(last) = pieces.last_mut()
+        && last.part == part
+        && last.range.end == begin
+    {
+        last.range.end = range.end.min(last.range.start + READ_BYTES);
+        begin = last.range.end;
+    }
+    while begin < range.end {
+        let end = range.end.min(begin + READ_BYTES);
+        pieces.push(Piece {
+            part,
+            range: begin..end,
+        });
+        begin = end;
+    }
+}
+
+impl Arriving {
+    /// Starts to read the pieces in their order into `regions`, one for each part, in which they are open. To be called once.
+    ///
+    /// # Errors
+    ///
+    /// If there is no thread.
+    pub(crate) fn start(
+        arrivals: Arc<Arrivals>,
+        regions: Arc<[Region]>,
+        engine: Box<dyn Engine>,
+    ) -> std::io::Result<Arriving> {
+        let shared = Arc::clone(&arrivals);
+        let thread = std::thread::Builder::new()
+            .name("weights".to_owned())
+            .spawn(move || {
+                // However it ends, nobody waits for it any more.
+                let over = Over(&shared);
+                let result = shared.read_all(&regions, engine);
+                if let Err(reason) = result {
+                    shared.fail(reason);
+                }
+                drop(over);
+            })?;
+        Ok(Arriving {
+            arrivals,
+            thread: Some(thread),
+        })
+    }
+}
+
+impl Drop for Arriving {
+    fn drop(&mut self) {
+        self.arrivals.is_stopped.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            // A panic in it was noted as a failure.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Dropped when the thread ends.
+struct Over<'a>(&'a Arrivals);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        if !self.0.is_complete() {
+            self.0
+                .fail("the thread that reads the model has ended; load it again".to_owned());
+        }
+    }
+}
+
+impl Arrivals {
+    /// Nothing has arrived of the pieces of this many tensors.
+    pub(crate) fn new(pieces: Vec<Piece>, n_tensors: usize) -> Arrivals {
+        Arrivals {
+            progress: Mutex::new(Progress {
+                has_arrived: vec![false; pieces.len()],
+                n_arrived: 0,
+                failure: None,
+            }),
+            changed: Condvar::new(),
+            is_complete: AtomicBool::new(pieces.is_empty()),
+            is_stopped: AtomicBool::new(false),
+            repacked: (0..n_tensors).map(|_| OnceLock::new()).collect(),
+            pieces,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Progress> {
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn fail(&self, reason: String) {
+        self.lock().failure.get_or_insert(reason);
+        self.changed.notify_all();
+    }
+
+    /// Whether everything has arrived.
+    pub(crate) fn is_complete(&self) -> bool {
+        self.is_complete.load(Ordering::Acquire)
+    }
+
+    /// The pieces that hold a part of this range.
+    pub(crate) fn of(&self, part: usize, range: &Range<u64>) -> Vec<usize> {
+        let pieces = self.pieces.iter().enumerate();
+        let overlapping = pieces.filter(|(_, piece)| piece.overlaps(part, range));
+        overlapping.map(|(index, _)| index).collect()
+    }
+
+    /// Whether these pieces hold all of a range.
+    pub(crate) fn cover(&self, pieces: &[usize], range: &Range<u64>) -> bool {
+        let mut ranges: Vec<&Range<u64>> = pieces
+            .iter()
+            .map(|&piece| &self.pieces[piece].range)
+            .collect();
+        ranges.sort_by_key(|range| range.start);
+        let mut end = range.start;
+        for range in ranges {
+            if range.start <= end {
+                end = end.max(range.end);
+            }
+        }
+        end >= range.end
+    }
+
+    /// Waits until these pieces have arrived.
+    ///
+    /// # Errors
+    ///
+    /// Why they will not.
+    pub(crate) fn wait_for(&self, pieces: &[usize]) -> Result<(), String> {
+        if self.is_complete() {
+            return Ok(());
+        }
+        let mut progress = self.lock();
+        loop {
+            if pieces.iter().all(|&piece| progress.has_arrived[piece]) {
+                return Ok(());
+            }
+            if let Some(failure) = &progress.failure {
+                return Err(failure.clone());
+            }
+            progress = (self.changed.wait(progress)).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Repacks a tensor that has arrived, unless that was done; whoever comes second waits for the first.
+    ///
+    /// # Errors
+    ///
+    /// `repack` gave nothing, now or then.
+    pub(crate) fn once(
+        &self,
+        tensor: usize,
+        repack: impl FnOnce() -> Option<()>,
+    ) -> Result<(), String> {
+        match self.repacked[tensor].get_or_init(|| repack().is_some()) {
+            true => Ok(()),
+            false => Err("dense weights could not be repacked: no memory".to_owned()),
+        }
+    }
+
+    fn read_all(&self, regions: &[Region], mut engine: Box<dyn Engine>) -> Result<(), String> {
+        let broken = |error: EngineError| error.to_string();
+        let mut n_submitted = 0;
+        let mut silent_since = std::time::Instant::now();
+        while !self.is_complete() && !self.is_stopped.load(Ordering::Relaxed) {
+            while n_submitted < self.pieces.len() && engine.in_flight() < READS_MAX {
+                let piece = &self.pieces[n_submitted];
+                let read = Read {
+                    file: piece.part as u32,
+                    offset_bytes: piece.range.start,
+                    target: regions[piece.part].at(piece.range.start as usize),
+                    size_bytes: (piece.range.end - piece.range.start) as u32,
+                    key: n_submitted as u64,
+                    class: Class::Demand,
+                };
+                // SAFETY: pieces do not overlap, so each has its pages to itself; they are open, and nobody looks at them before
+                // `note` has published the piece. The thread owns a share of the regions and drops the engine first.
+                unsafe { engine.submit(&[read]) }.map_err(broken)?;
+                n_submitted += 1;
+            }
+            let mut ended = Vec::new();
+            engine
+                .wait(&mut |done| ended.push(done), WAIT)
+                .map_err(broken)?;
+            if !ended.is_empty() {
+                silent_since = std::time::Instant::now();
+                self.note(ended)?;
+            } else if silent_since.elapsed() > SILENCE {
+                return Err(format!("nothing was read for {} s", SILENCE.as_secs()));
+            }
+        }
+        Ok(())
+    }
+
+    fn note(&self, ended: Vec<Completion>) -> Result<(), String> {
+        let mut progress = self.lock();
+        for done in ended {
+            done.result.map_err(|error| error.to_string())?;
+            progress.has_arrived[done.key as usize] = true;
+            progress.n_arrived += 1;
+        }
+        if progress.n_arrived == self.pieces.len() {
+            self.is_complete.store(true, Ordering::Release);
+        }
+        drop(progress);
+        self.changed.notify_all();
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+    use crate::engine::{Faults, ModelFiles, Preference, open_engine, open_faulty_engine};
+
+    const PAGE: u64 = 4096;
+
+    #[test]
+    fn pages_are_read_once_and_neighbours_together() {
+        let piece = |part, range| Piece { part, range };
+        let ranges = [
+            (0, 3 * PAGE..4 * PAGE),
+            (0, 0..2 * PAGE),
+            (0, PAGE..5 * PAGE),
+            (0, 5 * PAGE..6 * PAGE),
+            (1, 0..READ_BYTES + PAGE),
+            (0, 0..6 * PAGE),
+        ];
+        let expected = [
+            piece(0, 3 * PAGE..4 * PAGE),
+            piece(0, 0..3 * PAGE),
+            piece(0, 4 * PAGE..6 * PAGE),
+            piece(1, 0..READ_BYTES),
+            piece(1, READ_BYTES..READ_BYTES + PAGE),
+        ];
+        assert_eq!(pieces(ranges.into_iter()), expected);
+    }
+
+    const N_PAGES: u64 = 64;
+
+    fn file() -> (tempfile::TempDir, PathBuf) {
+        let folder = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+        let path = folder.path().join("part");
+        let bytes: Vec<u8> = (0..N_PAGES * PAGE).map(|at| (at / PAGE) as u8).collect();
+        std::fs::write(&path, bytes).unwrap();
+        (folder, path)
+    }
+
+    fn start(path: &PathBuf, faults: Option<Faults>) -> (Arc<[Region]>, Arriving) {
+        let files = Arc::new(ModelFiles::open([path]).unwrap());
+        let (engine, _) = match faults {
+            None => open_engine(files, None, Preference::default()).unwrap(),
+            Some(faults) => open_faulty_engine(files, None, Preference::default(), faults).unwrap(),
+        };
+        let region = Region::opened((N_PAGES * PAGE) as usize).unwrap();
+        let regions: Arc<[Region]> = [region].into();
+        // The last page first.
+        let backwards = (0..N_PAGES)
+            .rev()
+            .map(|page| (0, page * PAGE..(page + 1) * PAGE));
+        let arrivals = Arc::new(Arrivals::new(pieces(backwards), 0));
+        let arriving = Arriving::start(arrivals, Arc::clone(&regions), engine).unwrap();
+        (regions, arriving)
+    }
+
+    #[test]
+    fn who_waits_finds_the_bytes_of_the_file() {
+        let (_folder, path) = file();
+        for faults in [None, Some(Faults::random(5, 200))] {
+            let (regions, arriving) = start(&path, faults);
+            let arrivals = &arriving.arrivals;
+            for page in [3, 63, 0, 31] {
+                let range = page * PAGE + 5..page * PAGE + 9;
+                arrivals.wait_for(&arrivals.of(0, &range)).unwrap();
+                // SAFETY: the page has arrived, and nothing writes to it any more.
+                let byte = unsafe { regions[0].at(range.start as usize).read() };
+                assert_eq!(u64::from(byte), page);
+            }
+        }
+    }
+
+    #[test]
+    fn whoever_waits_is_told_why_nothing_comes() {
+        let (_folder, path) = file();
+        let broken = Faults::default().with_broken_byte(0, 7 * PAGE);
+        let (_regions, arriving) = start(&path, Some(broken));
+        let arrivals = &arriving.arrivals;
+        let wanted = arrivals.of(0, &(7 * PAGE..8 * PAGE));
+        let reason = arrivals.wait_for(&wanted).unwrap_err();
+        assert!(
+            reason.contains("part") && reason.contains("Input/output error"),
+            "{reason}"
+        );
+        // It can be left in the middle.
+        let (_regions, arriving) = start(&path, None);
+        let arrivals = Arc::clone(&arriving.arrivals);
+        drop(arriving);
+        let all: Vec<usize> = (0..N_PAGES as usize).collect();
+        if let Err(reason) = arrivals.wait_for(&all) {
+            assert!(reason.contains("load it again"), "{reason}");
+        }
+    }
+}
