@@ -82,8 +82,10 @@ pub(crate) struct Provider {
 }
 
 /// What is read before it is needed.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Before {
+    /// Dense weights.
+    pub(crate) arrivals: Arc<Arrivals>,
     /// Experts of the next layer.
     pub(crate) ahead: Option<Ahead>,
     /// What the last run needed.
@@ -140,7 +142,6 @@ impl Provider {
         plan: &MemoryPlan,
         pool: Pool,
         pinned: Option<Arc<Pinned>>,
-        arrivals: Arc<Arrivals>,
         engine: Box<dyn Engine>,
         before: Before,
         keys: impl Iterator<Item = (String, TensorKey)>,
@@ -198,7 +199,7 @@ impl Provider {
         let needed = plan.slots.iter().map(|class| class.n_slots_min).max();
         let n_spare = needed.unwrap_or(0).min(n_slots_min.unwrap_or(0) / 4);
         Ok(Provider {
-            dense: Dense::new(&slices, arrivals),
+            dense: Dense::new(&slices, before.arrivals),
             classes: plan.slots.iter().map(class).collect(),
             n_spare: n_spare as usize,
             targets: targets.collect(),
