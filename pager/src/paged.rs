@@ -63,7 +63,8 @@ pub struct PagerOptions {
     pub policy: PolicyName,
     /// Experts that the next layer uses with at least this probability are read ahead; `None`: none are.
     pub lookahead: Option<f64>,
-    /// Whether a start reads what the last run needed first, in that order, and while it still loads. Only when a model is loaded.
+    /// Whether a start reads what the last run needed first, in that order, and while it still loads. Contexts of a model that was loaded
+    /// without it do without it, too.
     pub replay: Replay,
     /// How it is read.
     pub reads: Preference,
@@ -350,7 +351,7 @@ impl PagedModel {
             source,
         })?);
         context.set_slice_provider(Arc::clone(&provider))?;
-        provider.start_streaming();
+        provider.start_reading();
         Ok(Pager {
             _pump: Pump::start(&provider),
             replay: kept.map_or(ReplayReport::Off, |kept| kept.report.clone()),

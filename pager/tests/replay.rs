@@ -57,9 +57,19 @@ impl Fixture {
 
     /// Loads, decodes, compares, and lets the model go.
     fn run(&self, options: &PagerOptions) -> (ReplayReport, CountersSnapshot) {
+        self.run_after(options, |_| ())
+    }
+
+    /// The same, with something to do before the first step.
+    fn run_after(
+        &self,
+        options: &PagerOptions,
+        before: impl FnOnce(&Pager),
+    ) -> (ReplayReport, CountersSnapshot) {
         let model = paged(&self.path, options.clone());
         let mut context = Context::new(model.model(), &context_params(N_CTX)).unwrap();
         let pager = model.attach(&mut context).unwrap();
+        before(&pager);
         self.decode(&mut context, &pager);
         (pager.replay().clone(), pager.counters())
     }
@@ -114,13 +124,16 @@ fn a_second_start_reads_what_the_first_one_needed() {
                 assert!(matches!(report, ReplayReport::Known { .. }), "{report}");
                 let was_used = counters.n_prefetches_used > 0;
                 assert!(was_used, "{shape}, {more_bytes} more: {counters:?}");
-                if more_bytes > size_bytes(&fixture.path) {
-                    // There is room for all that was needed then.
-                    let missed = counters.total.n_misses + counters.n_prefetches;
-                    assert_eq!(missed, first.total.n_misses, "nothing is read twice");
-                    assert!(counters.n_prefetches >= first.total.n_misses / 2);
-                }
             }
+            // There is room for all that was needed, and time to read it.
+            let wait = |pager: &Pager| assert_at_rest(pager);
+            let (_, counters) = fixture.run_after(&ample, wait);
+            let n_read = counters.total.n_misses + counters.n_prefetches;
+            assert_eq!(n_read, first.total.n_misses, "nothing is read twice");
+            assert!(
+                counters.n_prefetches > first.total.n_misses / 2,
+                "{counters:?}"
+            );
         }
     }
 }

@@ -244,8 +244,10 @@ impl Provider {
         self.note(&mut state, None);
     }
 
-    /// Begins to read ahead.
-    pub(crate) fn start_streaming(&self) {
-        self.stream(&mut lock(&self.state));
+    /// Begins to read ahead, and what the last run needed.
+    pub(crate) fn start_reading(&self) {
+        let mut state = lock(&self.state);
+        self.stream(&mut state);
+        self.go_on(&mut state);
     }
 }

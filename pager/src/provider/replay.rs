@@ -17,6 +17,8 @@ const READS_MAX: usize = 4;
 const READS_LATER_MAX: usize = 1;
 /// How often the thread looks at the device: less than one read takes.
 const PAUSE: Duration = Duration::from_micros(500);
+/// The same while nothing of the program is on its way.
+const LONG_PAUSE: Duration = Duration::from_millis(10);
 /// Slots whose memory is cleared before a read goes there.
 const CLEARED_SLOTS: usize = 6;
 
@@ -89,17 +91,23 @@ fn run(is_stopped: &AtomicBool, provider: &Weak<Provider>) {
         let Some(provider) = provider.upgrade() else {
             return;
         };
-        let n_taken = {
+        let (n_taken, pause) = {
             let mut state = lock(&provider.state);
             provider.note(&mut state, None);
-            if state.program.is_none() {
+            let Some(program) = &state.program else {
                 return;
-            }
-            state.pool.n_taken()
+            };
+            let pause = match program.asked.is_empty() {
+                true => LONG_PAUSE,
+                false => PAUSE,
+            };
+            (state.pool.n_taken(), pause)
         };
         let clearing = clearing.get_or_insert_with(|| vec![0; n_taken.len()]);
         if !provider.clear_slots(&n_taken, clearing) {
-            std::thread::sleep(PAUSE);
+            // Not while it holds the provider: whoever drops it does not wait.
+            drop(provider);
+            std::thread::sleep(pause);
         }
     }
 }
