@@ -15,6 +15,8 @@ use super::{Config, ConfigError, Limits, ModelConfig, PrefetchMode, Sampling};
 
 /// llama-server's.
 const PORT_DEFAULT: u16 = 9931;
+/// A text that comes faster than a screen changes has the same effect.
+const STREAM_INTERVAL_DEFAULT: Duration = Duration::from_millis(10);
 const NAME_BYTES_MAX: usize = 128;
 
 #[derive(Debug, Deserialize)]
@@ -31,6 +33,7 @@ struct ServerFile {
     body_limit: Option<Bytes>,
     receive_timeout: Option<Time>,
     ping_interval: Option<Spanned<Time>>,
+    stream_interval: Option<Time>,
     shutdown_timeout: Option<Time>,
     #[serde(default)]
     limits: LimitsFile,
@@ -165,6 +168,9 @@ pub(super) fn parse(text: &str, path: &Path) -> Result<Config, ConfigError> {
         body_limit_bytes: file.body_limit.map_or(4 << 20, |bytes| bytes.0),
         receive_timeout: time(file.receive_timeout, 30),
         ping_interval: time(file.ping_interval.map(|time| *time.get_ref()), 15),
+        stream_interval: file
+            .stream_interval
+            .map_or(STREAM_INTERVAL_DEFAULT, |time| time.0),
         shutdown_timeout: time(file.shutdown_timeout, 10),
         limits,
         models,

@@ -72,6 +72,8 @@ pub struct Config {
     pub receive_timeout: Duration,
     /// Time between two comments in a stream that has nothing else to say.
     pub ping_interval: Duration,
+    /// Least time between two writes to a stream.
+    pub stream_interval: Duration,
     /// How long running requests may go on after the server was asked to end.
     pub shutdown_timeout: Duration,
     /// Thresholds of `faultline check`.

@@ -79,6 +79,7 @@ fn defaults_are_as_the_example_says() {
     assert_eq!(short.body_limit_bytes, example.body_limit_bytes);
     assert_eq!(short.receive_timeout, example.receive_timeout);
     assert_eq!(short.ping_interval, example.ping_interval);
+    assert_eq!(short.stream_interval, example.stream_interval);
     assert_eq!(short.shutdown_timeout, example.shutdown_timeout);
     assert_eq!(short.limits, Limits::default());
     let (model, shown) = (&short.models["a"], &example.models["small"]);

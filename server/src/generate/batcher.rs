@@ -8,8 +8,8 @@ use std::time::Instant;
 
 use llama_rs::Token;
 
-use super::sequence::Sequence;
-use super::{Event, Failure, FinishReason, Job, Prompt, Request};
+use super::sequence::{Piece, Sequence};
+use super::{ChosenToken, Event, Failure, FinishReason, Job, Prompt, Request};
 use crate::config::Sampling;
 use crate::counters::ModelCounters;
 
@@ -62,6 +62,9 @@ pub(crate) trait Decoder {
 
     /// Chooses the token after a row of the last step.
     fn sample(&mut self, sampler: &mut Self::Sampler, row: usize) -> Result<Token, String>;
+
+    /// Probabilities of a token after a row of the last step, and of the most probable `count`.
+    fn chosen(&self, row: usize, token: Token, count: usize) -> ChosenToken;
 
     /// Removes a sequence from the KV cache.
     fn forget(&mut self, slot: u32);
@@ -145,6 +148,10 @@ impl<'a, D: Decoder> Batcher<'a, D> {
         self.plan();
         if self.rows.is_empty() {
             return Ok(());
+        }
+        if self.rows.iter().any(|row| !row.wants_logits) {
+            // A prompt takes longer than a token, and text does not wait for it.
+            self.sequences.iter_mut().for_each(Sequence::send_unsent);
         }
         let started = Instant::now();
         match self.decoder.decode(&self.rows) {
@@ -271,13 +278,14 @@ impl<'a, D: Decoder> Batcher<'a, D> {
             }
             match self.decoder.sample(&mut sequence.sampler, row_index) {
                 Ok(token) => {
-                    let is_end = self.decoder.is_end(token);
-                    let piece = if is_end {
-                        Vec::new()
-                    } else {
-                        self.decoder.piece(token)
+                    let piece = match self.decoder.is_end(token) {
+                        true => Piece::End,
+                        false => Piece::Text(self.decoder.piece(token)),
                     };
-                    if let Some(reason) = sequence.accept(token, is_end, &piece) {
+                    let chosen = sequence
+                        .probabilities()
+                        .map(|count| self.decoder.chosen(row_index, token, count as usize));
+                    if let Some(reason) = sequence.accept(token, piece, chosen) {
                         ended.push((row.slot, Ok(reason)));
                     }
                     self.counters.generated();
@@ -332,6 +340,7 @@ impl<'a, D: Decoder> Batcher<'a, D> {
         let (Some(_), Some(youngest)) = (admitted.next(), admitted.next_back()) else {
             return false;
         };
+        youngest.send_unsent();
         youngest.is_admitted = false;
         youngest.n_past = 0;
         let slot = youngest.slot;

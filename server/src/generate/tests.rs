@@ -86,6 +86,18 @@ impl Decoder for ByteDecoder {
         Ok(successor(&self.cache[&row.slot][..=row.position]))
     }
 
+    /// The token that was chosen is certain, and its neighbours are not far.
+    fn chosen(&self, _row: usize, token: Token, count: usize) -> ChosenToken {
+        let candidate = |distance: usize| Candidate {
+            bytes: vec![token.0 as u8 + distance as u8],
+            log_probability: -(distance as f32),
+        };
+        ChosenToken {
+            chosen: candidate(0),
+            top: (0..count).map(candidate).collect(),
+        }
+    }
+
     fn forget(&mut self, slot: u32) {
         self.cache.remove(&slot);
     }
@@ -165,6 +177,8 @@ impl Jobs {
             prompt: Prompt::Text(prompt.to_owned()),
             sampling,
             stop: Vec::new(),
+            text_interval: Duration::ZERO,
+            probabilities: None,
         };
         (
             Job {
@@ -184,7 +198,7 @@ fn outcome(receiver: &mut UnboundedReceiver<Event>) -> (String, Option<Result<Fi
         assert!(end.is_none(), "something came after the end");
         match event {
             Event::Started { .. } => assert!(text.is_empty()),
-            Event::Text(piece) => text.push_str(&piece),
+            Event::Text(pieces) => pieces.iter().for_each(|piece| text += &piece.text),
             Event::Done(finished) => end = Some(Ok(finished)),
             Event::Failed(failure) => end = Some(Err(failure)),
         }

@@ -14,10 +14,12 @@ mod chat;
 mod completions;
 mod connections;
 mod error;
+mod logprobs;
 mod metrics;
 mod models;
 mod options;
 mod reply;
+mod sse;
 #[cfg(test)]
 mod tests;
 

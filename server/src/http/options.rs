@@ -1,5 +1,7 @@
 //! What the requests for text have in common.
 
+use std::time::Duration;
+
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -12,6 +14,8 @@ use crate::lifecycle::ModelId;
 
 const STOP_STRINGS_MAX: usize = 16;
 const STOP_BYTES_MAX: usize = 1024;
+/// OpenAI's bound for `top_logprobs`.
+const CANDIDATES_MAX: i64 = 20;
 
 /// Keys of a request that decide how text is generated. Keys that are not known are ignored, as OpenAI's server does.
 #[derive(Debug, Deserialize)]
@@ -54,8 +58,6 @@ struct Unsupported {
     best_of: Option<Value>,
     echo: Option<Value>,
     suffix: Option<Value>,
-    logprobs: Option<Value>,
-    top_logprobs: Option<Value>,
     logit_bias: Option<Value>,
     frequency_penalty: Option<Value>,
     presence_penalty: Option<Value>,
@@ -81,15 +83,11 @@ impl Unsupported {
         let (one, zero) = (|v: &Value| number(v, 1.0), |v: &Value| number(v, 0.0));
         let none = |value: &Value| matches!(value.as_str(), Some("none" | "auto"));
         type Neutral<'a> = &'a dyn Fn(&Value) -> bool;
-        let keys: [(&str, &Option<Value>, Neutral<'_>); 16] = [
+        let keys: [(&str, &Option<Value>, Neutral<'_>); 14] = [
             ("n", &self.n, &one),
             ("best_of", &self.best_of, &one),
             ("echo", &self.echo, &|value| *value == Value::Bool(false)),
             ("suffix", &self.suffix, &is_empty),
-            ("logprobs", &self.logprobs, &|value| {
-                *value == Value::Bool(false)
-            }),
-            ("top_logprobs", &self.top_logprobs, &zero),
             ("logit_bias", &self.logit_bias, &is_empty),
             ("frequency_penalty", &self.frequency_penalty, &zero),
             ("presence_penalty", &self.presence_penalty, &zero),
@@ -136,6 +134,7 @@ impl Options {
         app: &App,
         model: ModelId,
         prompt: Prompt,
+        probabilities: Option<u32>,
     ) -> Result<Request, ApiError> {
         self.unsupported.check()?;
         let defaults = app.host.config(model).sampling;
@@ -156,6 +155,12 @@ impl Options {
             prompt,
             sampling,
             stop: self.stop()?,
+            text_interval: match self.is_stream() {
+                true => app.config.stream_interval,
+                // Nobody sees it before its end.
+                false => Duration::MAX,
+            },
+            probabilities,
         })
     }
 
@@ -203,6 +208,18 @@ impl Options {
             return Err(ApiError::parameter("stop", message));
         }
         Ok(stop)
+    }
+}
+
+/// How many candidates a request wants to see for each token.
+pub(super) fn candidates(key: &'static str, count: Option<i64>) -> Result<Option<u32>, ApiError> {
+    match count {
+        None => Ok(None),
+        Some(count @ 0..=CANDIDATES_MAX) => Ok(Some(count as u32)),
+        Some(count) => Err(ApiError::parameter(
+            key,
+            format!("`{key}`: {count} is outside 0..={CANDIDATES_MAX}"),
+        )),
     }
 }
 

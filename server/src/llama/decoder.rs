@@ -3,7 +3,9 @@
 use llama_rs::{Batch, Context, Error, Sampler, Token};
 
 use crate::config::Sampling;
-use crate::generate::{DecodeError, Decoder, Failure, Prompt, Row};
+use crate::generate::{Candidate, ChosenToken, DecodeError, Decoder, Failure, Prompt, Row};
+
+use super::probabilities::LogProbabilities;
 
 /// Temperatures below this one take the most probable token, as in [`llama_rs::SamplerBuilder::temperature`].
 const GREEDY_BELOW: f32 = 1e-4;
@@ -171,6 +173,22 @@ impl Decoder for LlamaDecoder<'_> {
             Chooser::Chain(sampler) => sampler.sample(&self.context, row),
         };
         token.map_err(|error| error.to_string())
+    }
+
+    fn chosen(&self, row: usize, token: Token, count: usize) -> ChosenToken {
+        // The row has logits: a token was chosen from them.
+        let logits = self.context.logits(row as i32).unwrap_or_default();
+        let logarithms = LogProbabilities::new(logits);
+        let candidate = |token: Token, special| Candidate {
+            bytes: self.context.model().vocab().piece(token, special),
+            log_probability: logarithms.of(token),
+        };
+        let top = logarithms.largest(count).into_iter();
+        ChosenToken {
+            chosen: candidate(token, false),
+            // Also those that are never shown as text, such as the end of it.
+            top: top.map(|token| candidate(token, true)).collect(),
+        }
     }
 
     fn forget(&mut self, slot: u32) {

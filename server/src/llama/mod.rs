@@ -2,6 +2,7 @@
 
 mod decoder;
 mod need;
+mod probabilities;
 
 use llama_rs::{
     Advise, Backend, Context, ContextParams, Error, LoadMode, Model, ModelParams, Prefetch,
