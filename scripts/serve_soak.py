@@ -7,8 +7,10 @@
 
 import argparse
 import os
+import shutil
 import statistics
 import subprocess
+import tempfile
 import threading
 import time
 
@@ -66,6 +68,12 @@ def soak(arguments, small, coder):
 
 def idle(arguments, small, _coder):
     good = True
+    # A file that nobody else reads, and that is not in the page cache.
+    folder = tempfile.TemporaryDirectory(dir=arguments.scratch)
+    small = shutil.copy(small, folder.name)
+    with open(small, "rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     for prefetch in ("eager", "none"):
         server = Server(arguments.binary, table("small", small, f"prefetch = '{prefetch}'\nn_ctx = 2048\nttl = '1h'"))
         cached = lambda: int(subprocess.check_output(["fincore", "--bytes", "--noheadings", "--output", "RES", small]))
@@ -100,6 +108,7 @@ def main():
     parser.add_argument("--seconds", type=int, default=300)
     parser.add_argument("--budget", default="1GiB")
     parser.add_argument("--rounds", type=int, default=50)
+    parser.add_argument("--scratch", help="folder for a copy of the model, not one in memory")
     arguments = parser.parse_args()
     small = f"{arguments.models}/smollm2-135m.gguf"
     coder = f"{arguments.models}/qwen2.5-coder-0.5b.gguf"

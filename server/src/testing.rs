@@ -65,6 +65,7 @@ impl Engine for FakeEngine {
             budget_bytes: None,
             n_ctx: 100,
             n_ctx_train: 1000,
+            chat_template: None,
         });
         while let Some(job) = session.wait() {
             self.answer(model, session, job);
@@ -127,6 +128,7 @@ impl FakeEngine {
         let finished = Finished {
             reason: FinishReason::Stop,
             n_prompt: 7,
+            n_cached: 0,
             n_generated,
             prompt_time: Duration::from_millis(2),
             generate_time: Duration::from_millis(3),

@@ -32,6 +32,7 @@ fn seen() -> Seen {
             budget_bytes: None,
             n_ctx: 100,
             n_ctx_train: 100,
+            chat_template: None,
         }),
         first_token: Duration::from_millis(900),
         finished: Finished {

@@ -69,6 +69,7 @@ struct ModelFile {
     group: Option<String>,
     #[serde(default)]
     preload: bool,
+    cache_prompt: Option<bool>,
     concurrency_limit: Option<u32>,
     queue_limit: Option<usize>,
     #[serde(default)]
@@ -322,6 +323,7 @@ fn resolve(config_path: &Path, name: &str, table: ModelFile, ttl: Ttl) -> ModelC
         ttl: table.ttl.unwrap_or(ttl),
         group: table.group,
         preload: table.preload,
+        cache_prompt: table.cache_prompt.unwrap_or(true),
         concurrency_limit: table.concurrency_limit.unwrap_or(4),
         queue_limit: table.queue_limit.unwrap_or(256),
         sampling: Sampling {

@@ -177,6 +177,8 @@ pub struct ModelConfig {
     pub group: Option<String>,
     /// Whether it is loaded at the start.
     pub preload: bool,
+    /// Whether what requests leave in the KV cache is kept for others that begin the same.
+    pub cache_prompt: bool,
     /// Most requests that are computed together.
     pub concurrency_limit: u32,
     /// Most requests that wait for it.

@@ -86,6 +86,7 @@ fn defaults_are_as_the_example_says() {
     assert_eq!(model.path, Path::new("/m/a.gguf"));
     assert_eq!(model.prefetch, shown.prefetch);
     assert!(model.repack);
+    assert_eq!(model.cache_prompt, shown.cache_prompt);
     assert_eq!(model.concurrency_limit, shown.concurrency_limit);
     assert_eq!(model.queue_limit, shown.queue_limit);
     assert_eq!(model.context_tokens(131_072), 4096);

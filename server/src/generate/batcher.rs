@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use llama_rs::Token;
 
+use super::kept::{Kept, Place};
 use super::sequence::{Piece, Sequence};
 use super::{ChosenToken, Event, Failure, FinishReason, Job, Prompt, Request};
 use crate::config::Sampling;
@@ -69,6 +70,9 @@ pub(crate) trait Decoder {
     /// Removes a sequence from the KV cache.
     fn forget(&mut self, slot: u32);
 
+    /// Removes all but the first `count` tokens of a sequence; `false` if this kind of cache cannot go on from there.
+    fn cut(&mut self, slot: u32, count: usize) -> bool;
+
     fn is_end(&self, token: Token) -> bool;
 
     fn piece(&self, token: Token) -> Vec<u8>;
@@ -78,16 +82,19 @@ pub(crate) trait Decoder {
 pub(crate) struct Batcher<'a, D: Decoder> {
     decoder: D,
     counters: &'a ModelCounters,
+    kept: Kept,
     /// The oldest first.
     sequences: Vec<Sequence<D::Sampler>>,
     rows: Vec<Row>,
 }
 
 impl<'a, D: Decoder> Batcher<'a, D> {
-    pub(crate) fn new(decoder: D, counters: &'a ModelCounters) -> Self {
+    /// `keeps`: sequences of requests that have ended stay in the KV cache while there is room.
+    pub(crate) fn new(decoder: D, counters: &'a ModelCounters, keeps: bool) -> Self {
         Batcher {
             decoder,
             counters,
+            kept: Kept::new(keeps),
             sequences: Vec::new(),
             rows: Vec::new(),
         }
@@ -105,10 +112,10 @@ impl<'a, D: Decoder> Batcher<'a, D> {
     /// Takes a request. What is wrong with it is told to its listener.
     pub(crate) fn push(&mut self, job: Job) {
         match self.prepare(&job.request) {
-            Ok((slot, tokens, sampler)) => {
+            Ok((place, tokens, sampler)) => {
                 let n_ctx = self.decoder.n_ctx();
                 self.sequences
-                    .push(Sequence::new(job, sampler, slot, tokens, n_ctx));
+                    .push(Sequence::new(job, sampler, place, tokens, n_ctx));
             }
             Err(failure) => {
                 let _ = job.events.send(Event::Failed(failure));
@@ -117,7 +124,7 @@ impl<'a, D: Decoder> Batcher<'a, D> {
     }
 
     /// What a request needs to be computed.
-    fn prepare(&self, request: &Request) -> Result<(u32, Vec<Token>, D::Sampler), Failure> {
+    fn prepare(&mut self, request: &Request) -> Result<(Place, Vec<Token>, D::Sampler), Failure> {
         let tokens = self.decoder.tokenize(&request.prompt)?;
         let n_ctx = self.decoder.n_ctx();
         if tokens.len() > n_ctx {
@@ -127,14 +134,20 @@ impl<'a, D: Decoder> Batcher<'a, D> {
             });
         }
         let sampler = self.decoder.sampler(&request.sampling)?;
-        let is_free = |slot: &u32| self.sequences.iter().all(|sequence| sequence.slot != *slot);
-        let slot = (0..self.decoder.n_slots()).find(is_free).ok_or_else(|| {
+        if !request.reuses && self.sequences.is_empty() {
+            // Alone in an empty cache, its numbers are those of a program that does nothing else.
+            self.kept.clear(&mut self.decoder);
+        }
+        let taken: Vec<u32> = self.sequences.iter().map(|s| s.slot).collect();
+        let wanted = request.reuses.then_some(tokens.as_slice());
+        let place = self.kept.place(&mut self.decoder, &taken, wanted);
+        let place = place.ok_or_else(|| {
             Failure::Internal(format!(
                 "more than {} requests at a time",
                 self.decoder.n_slots()
             ))
         })?;
-        Ok((slot, tokens, sampler))
+        Ok((place, tokens, sampler))
     }
 
     /// Computes one batch, and gives out the tokens.
@@ -146,6 +159,8 @@ impl<'a, D: Decoder> Batcher<'a, D> {
         self.drop_cancelled();
         self.admit();
         self.plan();
+        let running = self.sequences.iter().map(Sequence::running);
+        self.counters.set_running(running);
         if self.rows.is_empty() {
             return Ok(());
         }
@@ -168,7 +183,7 @@ impl<'a, D: Decoder> Batcher<'a, D> {
             }
             Err(DecodeError::NoRoom) => {
                 // Cells that are free for the batch as a whole may not be free for this model's kind of cache.
-                if !self.suspend_youngest() {
+                if !self.kept.clear(&mut self.decoder) && !self.suspend_youngest() {
                     self.fail_all(&Failure::Internal(
                         "the KV cache has no room for one request".to_owned(),
                     ));
@@ -188,6 +203,7 @@ impl<'a, D: Decoder> Batcher<'a, D> {
 
     /// Ends everything.
     pub(crate) fn fail_all(&mut self, failure: &Failure) {
+        self.kept.clear(&mut self.decoder);
         for sequence in std::mem::take(&mut self.sequences) {
             self.decoder.forget(sequence.slot);
             sequence.fail(failure.clone());
@@ -197,16 +213,11 @@ impl<'a, D: Decoder> Batcher<'a, D> {
     fn drop_cancelled(&mut self) {
         for index in (0..self.sequences.len()).rev() {
             if self.sequences[index].is_cancelled() {
-                self.remove(index);
+                let sequence = self.sequences.remove(index);
+                self.kept.keep(&mut self.decoder, &sequence);
                 self.counters.cancelled();
             }
         }
-    }
-
-    fn remove(&mut self, index: usize) -> Sequence<D::Sampler> {
-        let sequence = self.sequences.remove(index);
-        self.decoder.forget(sequence.slot);
-        sequence
     }
 
     /// Cells of the KV cache that are taken, or will be by what was let in.
@@ -222,18 +233,25 @@ impl<'a, D: Decoder> Batcher<'a, D> {
     fn admit(&mut self) {
         let n_ctx = self.decoder.n_ctx();
         let mut reserved = self.reserved();
+        let mut is_full = false;
         for sequence in self
             .sequences
             .iter_mut()
             .filter(|sequence| !sequence.is_admitted)
         {
             let spare = if reserved == 0 { 0 } else { READMIT_TOKENS };
-            if reserved + sequence.tokens.len() + spare > n_ctx {
-                break;
+            is_full |= reserved + sequence.tokens.len() + spare > n_ctx;
+            if !is_full {
+                sequence.is_admitted = true;
+                reserved += sequence.tokens.len();
+            } else if sequence.n_past > 0 {
+                // It waits for room, so it cannot hold any.
+                sequence.begin_anew();
+                self.decoder.forget(sequence.slot);
             }
-            sequence.is_admitted = true;
-            reserved += sequence.tokens.len();
         }
+        self.kept
+            .shrink(&mut self.decoder, n_ctx - reserved.min(n_ctx));
     }
 
     /// Chooses the rows of the next step.
@@ -306,15 +324,23 @@ impl<'a, D: Decoder> Batcher<'a, D> {
         else {
             return;
         };
-        let sequence = self.remove(index);
+        let sequence = self.sequences.remove(index);
         match end {
-            Ok(reason) => sequence.finish(reason, self.counters),
-            Err(failure) => sequence.fail(failure),
+            Ok(reason) => {
+                self.kept.keep(&mut self.decoder, &sequence);
+                sequence.finish(reason, self.counters);
+            }
+            Err(failure) => {
+                self.decoder.forget(slot);
+                sequence.fail(failure);
+            }
         }
     }
 
     /// Sees to it that the next token of every request that was let in fits.
     fn make_room(&mut self) {
+        let spare = self.decoder.n_ctx().saturating_sub(self.reserved());
+        self.kept.shrink(&mut self.decoder, spare);
         while self.reserved() > self.decoder.n_ctx() {
             if !self.suspend_youngest() {
                 // It is alone and the context is full.
@@ -342,7 +368,7 @@ impl<'a, D: Decoder> Batcher<'a, D> {
         };
         youngest.send_unsent();
         youngest.is_admitted = false;
-        youngest.n_past = 0;
+        youngest.begin_anew();
         let slot = youngest.slot;
         self.decoder.forget(slot);
         self.counters.suspended();

@@ -1,6 +1,7 @@
 //! Text from a loaded model: what is asked for, what comes back, and the batch that several requests share.
 
 mod batcher;
+mod kept;
 mod sequence;
 mod stop;
 #[cfg(test)]
@@ -36,6 +37,9 @@ pub struct Request {
     pub sampling: Sampling,
     /// Texts that end it. They are not part of the result.
     pub stop: Vec<String>,
+    /// Whether it may begin with what an earlier request left in the KV cache. Those numbers may differ in the last bits from the
+    /// ones that it would compute, since they come from batches of other sizes.
+    pub reuses: bool,
     /// Least time between two [`Event::Text`]; what is generated in between comes together. Text that would have to wait for a
     /// prompt of somebody else does not.
     pub text_interval: Duration,
@@ -105,6 +109,8 @@ pub struct Finished {
     pub reason: FinishReason,
     /// Tokens of the prompt.
     pub n_prompt: u32,
+    /// Those of them that an earlier request had left in the KV cache.
+    pub n_cached: u32,
     /// Tokens that were generated; one that ends the text counts, as in llama-server.
     pub n_generated: u32,
     /// From the beginning of its computation to the first token.

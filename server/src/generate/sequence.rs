@@ -5,9 +5,10 @@ use std::time::Instant;
 
 use llama_rs::Token;
 
+use super::kept::Place;
 use super::stop::TextStream;
 use super::{ChosenToken, Event, Failure, FinishReason, Finished, Job, TextPiece};
-use crate::counters::ModelCounters;
+use crate::counters::{ModelCounters, RunningSlot};
 
 /// What a token is.
 #[derive(Debug)]
@@ -32,6 +33,8 @@ pub(super) struct Sequence<S> {
     /// Whether it has room in the KV cache. It loses that when others need it, and begins again later.
     pub(super) is_admitted: bool,
     n_prompt: usize,
+    /// Tokens of the prompt that were in the KV cache before.
+    n_cached: usize,
     n_max: usize,
     text: TextStream,
     /// Bytes of text that were generated.
@@ -51,7 +54,7 @@ impl<S> Sequence<S> {
     pub(super) fn new(
         mut job: Job,
         sampler: S,
-        slot: u32,
+        place: Place,
         prompt: Vec<Token>,
         n_ctx: usize,
     ) -> Self {
@@ -66,8 +69,9 @@ impl<S> Sequence<S> {
             tokens: prompt,
             job,
             sampler,
-            slot,
-            n_past: 0,
+            slot: place.slot,
+            n_past: place.n_cached,
+            n_cached: place.n_cached,
             is_admitted: false,
             n_max,
             n_bytes: 0,
@@ -91,6 +95,25 @@ impl<S> Sequence<S> {
     /// Tokens that are not in the KV cache yet. At least one.
     pub(super) fn pending(&self) -> &[Token] {
         &self.tokens[self.n_past..]
+    }
+
+    /// How far it is.
+    pub(super) fn running(&self) -> RunningSlot {
+        RunningSlot {
+            id: self.slot,
+            n_prompt: self.n_prompt,
+            n_cached: self.n_cached,
+            n_past: self.n_past,
+            n_generated: self.n_generated(),
+        }
+    }
+
+    /// Its tokens are not in the KV cache any more.
+    pub(super) fn begin_anew(&mut self) {
+        self.n_past = 0;
+        if self.first_token.is_none() {
+            self.n_cached = 0;
+        }
     }
 
     /// Whether it computes its prompt rather than a single token.
@@ -141,6 +164,7 @@ impl<S> Sequence<S> {
         let finished = Finished {
             reason,
             n_prompt: self.n_prompt as u32,
+            n_cached: self.n_cached as u32,
             n_generated: self.n_generated() as u32,
             prompt_time: first - self.started,
             generate_time: now - first,

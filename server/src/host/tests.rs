@@ -38,6 +38,9 @@ fn request(text: &str) -> Request {
         prompt: Prompt::Text(text.to_owned()),
         sampling,
         stop: Vec::new(),
+        reuses: false,
+        text_interval: Duration::ZERO,
+        probabilities: None,
     }
 }
 

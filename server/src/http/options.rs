@@ -31,6 +31,8 @@ pub(super) struct Options {
     seed: Option<i64>,
     /// Ollama's: how long the model stays after this request.
     keep_alive: Option<Ttl>,
+    /// llama-server's.
+    cache_prompt: Option<bool>,
     #[serde(default)]
     pub(super) stream: Option<bool>,
     pub(super) stream_options: Option<StreamOptions>,
@@ -137,7 +139,8 @@ impl Options {
         probabilities: Option<u32>,
     ) -> Result<Request, ApiError> {
         self.unsupported.check()?;
-        let defaults = app.host.config(model).sampling;
+        let config = app.host.config(model);
+        let defaults = config.sampling;
         let sampling = Sampling {
             temperature: at_least_0("temperature", self.temperature)?
                 .unwrap_or(defaults.temperature),
@@ -151,8 +154,12 @@ impl Options {
             )),
             max_tokens: self.max_tokens()?.or(defaults.max_tokens),
         };
+        // Who asks for the same text each time gets the same numbers each time.
+        let is_repeatable = sampling.temperature == 0.0
+            || self.seed.or_else(|| defaults.seed.map(i64::from)).is_some();
         Ok(Request {
             prompt,
+            reuses: config.cache_prompt && self.cache_prompt.unwrap_or(!is_repeatable),
             sampling,
             stop: self.stop()?,
             text_interval: match self.is_stream() {

@@ -223,7 +223,7 @@ pub(super) fn usage(finished: &Finished) -> Value {
         "prompt_tokens": finished.n_prompt,
         "completion_tokens": finished.n_generated,
         "total_tokens": finished.n_prompt + finished.n_generated,
-        "prompt_tokens_details": {"cached_tokens": 0},
+        "prompt_tokens_details": {"cached_tokens": finished.n_cached},
     })
 }
 
@@ -234,13 +234,14 @@ fn timings(finished: &Finished) -> Value {
         true => 0.0,
         false => f64::from(count) / time.as_secs_f64(),
     };
+    let n_computed = finished.n_prompt - finished.n_cached;
     // The first token belongs to the prompt.
     let n_predicted = finished.n_generated.saturating_sub(1);
     json!({
-        "cache_n": 0,
-        "prompt_n": finished.n_prompt,
+        "cache_n": finished.n_cached,
+        "prompt_n": n_computed,
         "prompt_ms": ms(finished.prompt_time),
-        "prompt_per_second": per_second(finished.n_prompt, finished.prompt_time),
+        "prompt_per_second": per_second(n_computed, finished.prompt_time),
         "predicted_n": finished.n_generated,
         "predicted_ms": ms(finished.generate_time),
         "predicted_per_second": per_second(n_predicted, finished.generate_time),

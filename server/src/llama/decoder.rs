@@ -197,6 +197,20 @@ impl Decoder for LlamaDecoder<'_> {
         debug_assert!(matches!(removed, Ok(true)), "{removed:?}");
     }
 
+    fn cut(&mut self, slot: u32, count: usize) -> bool {
+        // Positions are below n_ctx, which is 2^27 at most.
+        let count = count as u32;
+        // A cache for a window has only its last part.
+        let window = self.context.model().n_swa();
+        let first_needed = match window {
+            0 => 0,
+            window => count.saturating_sub(window),
+        };
+        let first = self.context.memory_seq_pos_min(slot);
+        let has_all = matches!(first, Ok(Some(first)) if first <= first_needed);
+        has_all && matches!(self.context.memory_seq_rm(slot, count, None), Ok(true))
+    }
+
     fn is_end(&self, token: Token) -> bool {
         self.context.model().vocab().is_eog(token)
     }
