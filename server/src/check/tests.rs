@@ -38,6 +38,7 @@ fn seen() -> Seen {
         finished: Finished {
             reason: FinishReason::Length,
             n_prompt: 10,
+            n_cached: 0,
             n_generated: 11,
             prompt_time: Duration::from_millis(50),
             generate_time: Duration::from_millis(1000),

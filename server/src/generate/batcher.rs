@@ -109,6 +109,11 @@ impl<'a, D: Decoder> Batcher<'a, D> {
         &self.decoder
     }
 
+    #[cfg(test)]
+    pub(crate) fn decoder_mut(&mut self) -> &mut D {
+        &mut self.decoder
+    }
+
     /// Takes a request. What is wrong with it is told to its listener.
     pub(crate) fn push(&mut self, job: Job) {
         match self.prepare(&job.request) {

@@ -517,7 +517,7 @@ fn the_next_turn_begins_where_the_last_one_ended() {
     run(&mut batcher);
     assert_eq!(outcome(&mut receiver).0, expected("c", 5, 200).0);
     // A cache without the beginning cannot be cut back.
-    batcher.decoder.keeps_windows = true;
+    batcher.decoder_mut().keeps_windows = true;
     let (text, finished) = ask(&mut batcher, &jobs, "cc");
     assert_eq!((text, finished.n_cached), (expected("cc", 20, 200).0, 0));
 }
