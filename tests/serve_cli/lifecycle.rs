@@ -184,3 +184,65 @@ fn a_model_file_may_be_replaced_damaged_and_removed() {
     server.continued("m", "a", 2);
     assert_eq!(server.model(0)["file"], "present");
 }
+
+/// Requests that are wrong, cut off or given up take no memory, no descriptor and no thread with them.
+#[test]
+fn hostile_requests_leave_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let tiny = tiny_model(folder.path(), "tiny-llama");
+    let keys = "ttl = -1\nconcurrency_limit = 8";
+    let server = serve(&format!(
+        "port = 0\nbody_limit = '64KiB'\n{}",
+        model("m", &tiny, keys)
+    ));
+    let post = |length: usize, body: &str| {
+        format!(
+            "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"
+        )
+    };
+    let good = json!({"model": "m", "prompt": "a", "max_tokens": 500, "stream": true}).to_string();
+    let requests = [
+        post(20, "{\"model\": [[[[[[[[[["),
+        post(40, "{\"model\": \"../../etc/passwd\", \"prompt\": 1}"),
+        post(100_000, &"x".repeat(70_000)),
+        // The rest never comes.
+        post(5000, "{\"model\": \"m\""),
+        "POST /v1/compl".to_owned(),
+        // Given up after the first tokens, or before.
+        post(good.len(), &good),
+        post(good.len(), &good),
+    ];
+    let attack = || {
+        for (index, request) in requests.iter().cycle().take(1400).enumerate() {
+            let mut stream = TcpStream::connect(server.address).unwrap();
+            // A server that has seen enough closes early.
+            let _ = stream.write_all(request.as_bytes());
+            if index % requests.len() == 5 {
+                let _ = stream.read(&mut [0; 64]);
+            }
+        }
+        // All of it is over when nothing runs or waits.
+        let started = Instant::now();
+        while server.model(0)["running"] != 0 || server.model(0)["waiting"] != 0 {
+            assert!(started.elapsed() < PATIENCE, "{}", server.model(0));
+            thread::sleep(Duration::from_millis(10));
+        }
+        server.continued("m", "a", 4);
+    };
+    let count = |what: &str| {
+        let folder = format!("/proc/{}/{what}", server.child.id());
+        std::fs::read_dir(folder).unwrap().count()
+    };
+    attack();
+    let (resident, threads) = (server.resident_bytes(), count("task"));
+    attack();
+    let grown = server.resident_bytes().saturating_sub(resident);
+    assert!(grown < 4 << 20, "{grown} bytes more");
+    // Threads for what takes long stay for some seconds.
+    assert!(count("task") <= threads + 2, "{threads} threads before");
+    let started = Instant::now();
+    while count("fd") > 40 {
+        assert!(started.elapsed() < PATIENCE, "{} descriptors", count("fd"));
+        thread::sleep(Duration::from_millis(10));
+    }
+}
