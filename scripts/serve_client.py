@@ -97,16 +97,12 @@ class Stream:
         return data
 
     def finish(self):
-        """Sets `text`, `reason`, `tokens` and `times`: when each chunk with text had arrived."""
+        """Sets `text`, `reason`, `pieces`, the text of each chunk that has some, and `times`, when it had arrived."""
         self.socket.close()
-        self.text, self.reason, self.tokens, self.times = "", None, 0, []
+        self.text, self.reason, self.pieces, self.times = "", None, [], []
         data = b"".join(data for _, data in self.received)
         if b" 200 " not in data.split(b"\r\n", 1)[0]:
             raise RuntimeError(data[:300])
-        arrived, ends = 0, []
-        for when, part in self.received:
-            arrived += len(part)
-            ends.append((arrived, when))
         for line in re.finditer(rb"data: (\{.*\})\n", data):
             chunk = json.loads(line[1])
             if "error" in chunk:
@@ -114,23 +110,31 @@ class Stream:
             text = chunk["choices"][0]["text"]
             self.text += text
             self.reason = chunk["choices"][0]["finish_reason"] or self.reason
-            self.tokens = chunk.get("timings", {}).get("predicted_n", self.tokens)
             if text:
-                self.times.append(next(when for end, when in ends if end >= line.end()))
+                self.pieces.append(text)
+                self.times.append(arrival(self.received, line.end()))
         if self.reason is None:
             raise RuntimeError("the stream has no end")
 
 
-def output_times(command):
-    """Runs a command: what it writes to standard output and standard error, and when its output came."""
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+def arrival(received, count):
+    """When the first `count` bytes had arrived."""
+    for when, data in received:
+        count -= len(data)
+        if count <= 0:
+            return when
+    raise RuntimeError("they never arrived")
+
+
+def output_of(command):
+    """Runs a command: the pieces of its standard output, and when they came."""
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     received = []
     while data := os.read(process.stdout.fileno(), 65536):
         received.append((time.perf_counter(), data))
-    log = process.stderr.read().decode()
     if process.wait() != 0:
-        raise RuntimeError(f"{command}: {log}")
-    return b"".join(data for _, data in received).decode(), log, [when for when, _ in received]
+        raise RuntimeError(f"{command} failed")
+    return received
 
 
 def table(name, path, keys=""):
