@@ -6,7 +6,7 @@ use async_openai::types::chat::{
     CreateChatCompletionResponse, CreateChatCompletionStreamResponse, FinishReason,
     StopConfiguration,
 };
-use async_openai::types::completions::{CreateCompletionRequest, CreateCompletionResponse, Prompt};
+use async_openai::types::completions::{CreateCompletionRequest, CreateCompletionResponse};
 use async_openai::types::models::ListModelResponse;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -87,8 +87,9 @@ fn typed_requests_get_typed_answers() {
         assert_eq!(found, text.split(word).next());
         assert_eq!(answer.choices[0].finish_reason, Some(FinishReason::Stop));
         let seeded = || {
-            let mut request = request.clone();
-            (request.temperature, request.seed) = (Some(1.5), Some(7));
+            // OpenAI has deprecated seeds, and with them the field.
+            let mut request = serde_json::to_value(&request).unwrap();
+            (request["temperature"], request["seed"]) = (json!(1.5), json!(7));
             let answer: CreateChatCompletionResponse = server.typed(path, &request);
             answer.choices[0].message.content.clone()
         };
@@ -122,7 +123,7 @@ fn typed_requests_get_typed_answers() {
 
         let completion = CreateCompletionRequest {
             model: name.to_owned(),
-            prompt: Prompt::String(PROMPT.to_owned()),
+            prompt: PROMPT.into(),
             max_tokens: Some(8),
             temperature: Some(0.0),
             logprobs: Some(2),
