@@ -616,6 +616,22 @@ impl<'model> Context<'model> {
         Ok(removed)
     }
 
+    /// Position of the first token of `sequence` in the KV cache; all from there to the last one are in it. Only caches for a
+    /// sliding window begin later than at 0. Wraps `llama_memory_seq_pos_min`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidParameter`] when there is no such sequence.
+    pub fn memory_seq_pos_min(&self, sequence: u32) -> Result<Option<u32>> {
+        self.check_sequence(sequence)?;
+        let memory = self.memory();
+        if memory.is_null() {
+            return Ok(None);
+        }
+        // SAFETY: the memory belongs to the context, which is alive; the sequence exists.
+        Ok(u32::try_from(unsafe { sys::llama_memory_seq_pos_min(memory, sequence as i32) }).ok())
+    }
+
     /// Position of the last token of `sequence` in the KV cache. Wraps `llama_memory_seq_pos_max`.
     ///
     /// # Errors

@@ -197,6 +197,12 @@ impl Model {
         count(unsafe { sys::llama_model_n_ctx_train(self.raw()) })
     }
 
+    /// Tokens that the layers with a sliding window see; 0 if there is none.
+    pub fn n_swa(&self) -> u32 {
+        // SAFETY: the model is alive.
+        count(unsafe { sys::llama_model_n_swa(self.raw()) })
+    }
+
     /// Width of the hidden state.
     pub fn n_embd(&self) -> u32 {
         // SAFETY: the model is alive.

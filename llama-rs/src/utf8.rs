@@ -8,6 +8,7 @@
 /// ```
 /// let mut text = llama_rs::Utf8Stream::new();
 /// assert_eq!(text.push(b"caf\xc3"), "caf");
+/// assert_eq!(text.held_bytes(), 1);
 /// assert_eq!(text.push(b"\xa9"), "\u{e9}");
 /// assert_eq!(text.finish(), "");
 /// ```
@@ -50,6 +51,11 @@ impl Utf8Stream {
         };
         self.pending.drain(..self.pending.len() - held_back);
         text
+    }
+
+    /// Bytes that are held back.
+    pub fn held_bytes(&self) -> usize {
+        self.pending.len()
     }
 
     /// Ends the stream: what is still held back becomes U+FFFD.

@@ -1,6 +1,7 @@
 //! What a model has done since the server began, over all its loads.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use serde::Serialize;
@@ -18,6 +19,7 @@ pub struct ModelCounters {
     cancelled: AtomicU64,
     suspended: AtomicU64,
     prompt_tokens: AtomicU64,
+    cached_tokens: AtomicU64,
     prompt_ns: AtomicU64,
     generated_tokens: AtomicU64,
     generate_ns: AtomicU64,
@@ -29,6 +31,22 @@ pub struct ModelCounters {
     misses: AtomicU64,
     delivered_bytes: AtomicU64,
     stall_ns: AtomicU64,
+    running: Mutex<Vec<RunningSlot>>,
+}
+
+/// A request that runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RunningSlot {
+    /// Its sequence in the KV cache.
+    pub id: u32,
+    /// Tokens of its prompt.
+    pub n_prompt: usize,
+    /// Those of them that an earlier request had left in the KV cache.
+    pub n_cached: usize,
+    /// Tokens that are in the KV cache.
+    pub n_past: usize,
+    /// Tokens that were generated.
+    pub n_generated: usize,
 }
 
 /// The numbers of one moment.
@@ -48,8 +66,10 @@ pub struct CountersSnapshot {
     pub cancelled: u64,
     /// Times that a request gave its part of the KV cache up for others.
     pub suspended: u64,
-    /// Tokens of prompts, of requests that were computed to their end.
+    /// Tokens of prompts that were computed, of requests that were computed to their end.
     pub prompt_tokens: u64,
+    /// Tokens of prompts that an earlier request had left in the KV cache, of the same requests.
+    pub cached_tokens: u64,
     /// Time from the beginning of a request to its first token, summed over requests.
     pub prompt_ns: u64,
     /// Tokens that were generated.
@@ -75,6 +95,24 @@ pub struct CountersSnapshot {
 }
 
 impl ModelCounters {
+    /// The requests that run.
+    pub fn running(&self) -> Vec<RunningSlot> {
+        self.lock_running().clone()
+    }
+
+    pub(crate) fn set_running(&self, slots: impl Iterator<Item = RunningSlot>) {
+        let mut running = self.lock_running();
+        running.clear();
+        running.extend(slots);
+    }
+
+    /// It is plain data, so it is good after a panic, too.
+    fn lock_running(&self) -> MutexGuard<'_, Vec<RunningSlot>> {
+        self.running
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
     pub(crate) fn loaded(&self, time: Duration) {
         add(&self.loads, 1);
         add(&self.load_ns, nanoseconds(time));
@@ -101,7 +139,11 @@ impl ModelCounters {
 
     pub(crate) fn finished(&self, finished: &Finished) {
         add(&self.requests, 1);
-        add(&self.prompt_tokens, finished.n_prompt.into());
+        add(
+            &self.prompt_tokens,
+            (finished.n_prompt - finished.n_cached).into(),
+        );
+        add(&self.cached_tokens, finished.n_cached.into());
         add(&self.prompt_ns, nanoseconds(finished.prompt_time));
         add(&self.generate_ns, nanoseconds(finished.generate_time));
     }
@@ -134,6 +176,7 @@ impl ModelCounters {
             cancelled: get(&self.cancelled),
             suspended: get(&self.suspended),
             prompt_tokens: get(&self.prompt_tokens),
+            cached_tokens: get(&self.cached_tokens),
             prompt_ns: get(&self.prompt_ns),
             generated_tokens: get(&self.generated_tokens),
             generate_ns: get(&self.generate_ns),

@@ -60,6 +60,8 @@ pub struct Holding {
     pub n_ctx: u32,
     /// Tokens that the model was trained for.
     pub n_ctx_train: u32,
+    /// Its chat template.
+    pub chat_template: Option<String>,
 }
 
 impl Holding {

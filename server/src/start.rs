@@ -105,13 +105,11 @@ pub fn check(config: &Config, on_model: impl FnMut(&str)) -> Result<Report, Star
     Ok(report?)
 }
 
-/// Threads for connections: they wait nearly all of the time, and the CPUs belong to the models.
+/// One thread for all connections: it waits nearly all of the time, and the CPUs belong to the models. What takes longer than a
+/// message runs in threads that are started for it.
 fn runtime() -> Result<Runtime, StartError> {
-    let runtime = Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build();
-    runtime.map_err(system("cannot start threads for connections"))
+    let runtime = Builder::new_current_thread().enable_all().build();
+    runtime.map_err(system("cannot wait for connections"))
 }
 
 fn host(config: &Config) -> Result<(Host, u64), StartError> {

@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use crate::config::{Config, ModelConfig};
 use crate::engine::{Ended, Engine, Holding, Session};
-use crate::generate::{Event, Failure, FinishReason, Finished, Job, Prompt};
+use crate::generate::{
+    Candidate, ChosenToken, Event, Failure, FinishReason, Finished, Job, Prompt, TextPiece,
+};
 use crate::host::Host;
 use crate::memory::MappedFile;
 
@@ -63,6 +65,7 @@ impl Engine for FakeEngine {
             budget_bytes: None,
             n_ctx: 100,
             n_ctx_train: 1000,
+            chat_template: None,
         });
         while let Some(job) = session.wait() {
             self.answer(model, session, job);
@@ -108,7 +111,12 @@ impl FakeEngine {
         let mut n_generated = 0;
         for word in words.split_inclusive(' ') {
             n_generated += 1;
-            if !send(Event::Text(word.to_owned())) {
+            let tokens = job.request.probabilities.map(|count| chosen(word, count));
+            let piece = TextPiece {
+                text: word.to_owned(),
+                tokens: tokens.into_iter().collect(),
+            };
+            if !send(Event::Text(vec![piece])) {
                 session.counters().cancelled();
                 return;
             }
@@ -120,12 +128,28 @@ impl FakeEngine {
         let finished = Finished {
             reason: FinishReason::Stop,
             n_prompt: 7,
+            n_cached: 0,
             n_generated,
             prompt_time: Duration::from_millis(2),
             generate_time: Duration::from_millis(3),
         };
         session.counters().finished(&finished);
         send(Event::Done(finished));
+    }
+}
+
+/// A word as a token, with some less probable ones.
+fn chosen(word: &str, count: u32) -> ChosenToken {
+    let candidate = |rank: u32| Candidate {
+        bytes: match rank {
+            0 => word.into(),
+            rank => format!("other {rank}").into(),
+        },
+        log_probability: -0.5 - rank as f32,
+    };
+    ChosenToken {
+        chosen: candidate(0),
+        top: (0..count).map(candidate).collect(),
     }
 }
 

@@ -94,6 +94,9 @@ async fn measure(host: &Host, model: ModelId) -> Result<Seen, String> {
         prompt: Prompt::Text(PROMPT.to_owned()),
         sampling,
         stop: Vec::new(),
+        reuses: false,
+        text_interval: Duration::ZERO,
+        probabilities: None,
     };
     let mut events = lease.submit(request);
     let mut first_token = None;

@@ -32,11 +32,13 @@ fn seen() -> Seen {
             budget_bytes: None,
             n_ctx: 100,
             n_ctx_train: 100,
+            chat_template: None,
         }),
         first_token: Duration::from_millis(900),
         finished: Finished {
             reason: FinishReason::Length,
             n_prompt: 10,
+            n_cached: 0,
             n_generated: 11,
             prompt_time: Duration::from_millis(50),
             generate_time: Duration::from_millis(1000),

@@ -15,6 +15,8 @@ use super::{Config, ConfigError, Limits, ModelConfig, PrefetchMode, Sampling};
 
 /// llama-server's.
 const PORT_DEFAULT: u16 = 9931;
+/// A text that comes faster than a screen changes has the same effect.
+const STREAM_INTERVAL_DEFAULT: Duration = Duration::from_millis(10);
 const NAME_BYTES_MAX: usize = 128;
 
 #[derive(Debug, Deserialize)]
@@ -31,6 +33,7 @@ struct ServerFile {
     body_limit: Option<Bytes>,
     receive_timeout: Option<Time>,
     ping_interval: Option<Spanned<Time>>,
+    stream_interval: Option<Time>,
     shutdown_timeout: Option<Time>,
     #[serde(default)]
     limits: LimitsFile,
@@ -67,6 +70,7 @@ struct ModelFile {
     group: Option<String>,
     #[serde(default)]
     preload: bool,
+    cache_prompt: Option<bool>,
     concurrency_limit: Option<u32>,
     queue_limit: Option<usize>,
     #[serde(default)]
@@ -166,6 +170,9 @@ pub(super) fn parse(text: &str, path: &Path) -> Result<Config, ConfigError> {
         body_limit_bytes: file.body_limit.map_or(4 << 20, |bytes| bytes.0),
         receive_timeout: time(file.receive_timeout, 30),
         ping_interval: time(file.ping_interval.map(|time| *time.get_ref()), 15),
+        stream_interval: file
+            .stream_interval
+            .map_or(STREAM_INTERVAL_DEFAULT, |time| time.0),
         shutdown_timeout: time(file.shutdown_timeout, 10),
         limits,
         models,
@@ -315,6 +322,7 @@ fn resolve(config_path: &Path, name: &str, table: ModelFile, ttl: Ttl) -> ModelC
         ttl: table.ttl.unwrap_or(ttl),
         group: table.group,
         preload: table.preload,
+        cache_prompt: table.cache_prompt.unwrap_or(true),
         concurrency_limit: table.concurrency_limit.unwrap_or(4),
         queue_limit: table.queue_limit.unwrap_or(256),
         sampling: Sampling {

@@ -72,6 +72,8 @@ pub struct Config {
     pub receive_timeout: Duration,
     /// Time between two comments in a stream that has nothing else to say.
     pub ping_interval: Duration,
+    /// Least time between two writes to a stream.
+    pub stream_interval: Duration,
     /// How long running requests may go on after the server was asked to end.
     pub shutdown_timeout: Duration,
     /// Thresholds of `faultline check`.
@@ -177,6 +179,8 @@ pub struct ModelConfig {
     pub group: Option<String>,
     /// Whether it is loaded at the start.
     pub preload: bool,
+    /// Whether what requests leave in the KV cache is kept for others that begin the same.
+    pub cache_prompt: bool,
     /// Most requests that are computed together.
     pub concurrency_limit: u32,
     /// Most requests that wait for it.

@@ -79,12 +79,14 @@ fn defaults_are_as_the_example_says() {
     assert_eq!(short.body_limit_bytes, example.body_limit_bytes);
     assert_eq!(short.receive_timeout, example.receive_timeout);
     assert_eq!(short.ping_interval, example.ping_interval);
+    assert_eq!(short.stream_interval, example.stream_interval);
     assert_eq!(short.shutdown_timeout, example.shutdown_timeout);
     assert_eq!(short.limits, Limits::default());
     let (model, shown) = (&short.models["a"], &example.models["small"]);
     assert_eq!(model.path, Path::new("/m/a.gguf"));
     assert_eq!(model.prefetch, shown.prefetch);
     assert!(model.repack);
+    assert_eq!(model.cache_prompt, shown.cache_prompt);
     assert_eq!(model.concurrency_limit, shown.concurrency_limit);
     assert_eq!(model.queue_limit, shown.queue_limit);
     assert_eq!(model.context_tokens(131_072), 4096);

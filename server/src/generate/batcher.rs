@@ -8,8 +8,9 @@ use std::time::Instant;
 
 use llama_rs::Token;
 
-use super::sequence::Sequence;
-use super::{Event, Failure, FinishReason, Job, Prompt, Request};
+use super::kept::{Kept, Place};
+use super::sequence::{Piece, Sequence};
+use super::{ChosenToken, Event, Failure, FinishReason, Job, Prompt, Request};
 use crate::config::Sampling;
 use crate::counters::ModelCounters;
 
@@ -63,8 +64,14 @@ pub(crate) trait Decoder {
     /// Chooses the token after a row of the last step.
     fn sample(&mut self, sampler: &mut Self::Sampler, row: usize) -> Result<Token, String>;
 
+    /// Probabilities of a token after a row of the last step, and of the most probable `count`.
+    fn chosen(&self, row: usize, token: Token, count: usize) -> ChosenToken;
+
     /// Removes a sequence from the KV cache.
     fn forget(&mut self, slot: u32);
+
+    /// Removes all but the first `count` tokens of a sequence; `false` if this kind of cache cannot go on from there.
+    fn cut(&mut self, slot: u32, count: usize) -> bool;
 
     fn is_end(&self, token: Token) -> bool;
 
@@ -75,16 +82,19 @@ pub(crate) trait Decoder {
 pub(crate) struct Batcher<'a, D: Decoder> {
     decoder: D,
     counters: &'a ModelCounters,
+    kept: Kept,
     /// The oldest first.
     sequences: Vec<Sequence<D::Sampler>>,
     rows: Vec<Row>,
 }
 
 impl<'a, D: Decoder> Batcher<'a, D> {
-    pub(crate) fn new(decoder: D, counters: &'a ModelCounters) -> Self {
+    /// `keeps`: sequences of requests that have ended stay in the KV cache while there is room.
+    pub(crate) fn new(decoder: D, counters: &'a ModelCounters, keeps: bool) -> Self {
         Batcher {
             decoder,
             counters,
+            kept: Kept::new(keeps),
             sequences: Vec::new(),
             rows: Vec::new(),
         }
@@ -99,13 +109,18 @@ impl<'a, D: Decoder> Batcher<'a, D> {
         &self.decoder
     }
 
+    #[cfg(test)]
+    pub(crate) fn decoder_mut(&mut self) -> &mut D {
+        &mut self.decoder
+    }
+
     /// Takes a request. What is wrong with it is told to its listener.
     pub(crate) fn push(&mut self, job: Job) {
         match self.prepare(&job.request) {
-            Ok((slot, tokens, sampler)) => {
+            Ok((place, tokens, sampler)) => {
                 let n_ctx = self.decoder.n_ctx();
                 self.sequences
-                    .push(Sequence::new(job, sampler, slot, tokens, n_ctx));
+                    .push(Sequence::new(job, sampler, place, tokens, n_ctx));
             }
             Err(failure) => {
                 let _ = job.events.send(Event::Failed(failure));
@@ -114,7 +129,7 @@ impl<'a, D: Decoder> Batcher<'a, D> {
     }
 
     /// What a request needs to be computed.
-    fn prepare(&self, request: &Request) -> Result<(u32, Vec<Token>, D::Sampler), Failure> {
+    fn prepare(&mut self, request: &Request) -> Result<(Place, Vec<Token>, D::Sampler), Failure> {
         let tokens = self.decoder.tokenize(&request.prompt)?;
         let n_ctx = self.decoder.n_ctx();
         if tokens.len() > n_ctx {
@@ -124,14 +139,20 @@ impl<'a, D: Decoder> Batcher<'a, D> {
             });
         }
         let sampler = self.decoder.sampler(&request.sampling)?;
-        let is_free = |slot: &u32| self.sequences.iter().all(|sequence| sequence.slot != *slot);
-        let slot = (0..self.decoder.n_slots()).find(is_free).ok_or_else(|| {
+        if !request.reuses && self.sequences.is_empty() {
+            // Alone in an empty cache, its numbers are those of a program that does nothing else.
+            self.kept.clear(&mut self.decoder);
+        }
+        let taken: Vec<u32> = self.sequences.iter().map(|s| s.slot).collect();
+        let wanted = request.reuses.then_some(tokens.as_slice());
+        let place = self.kept.place(&mut self.decoder, &taken, wanted);
+        let place = place.ok_or_else(|| {
             Failure::Internal(format!(
                 "more than {} requests at a time",
                 self.decoder.n_slots()
             ))
         })?;
-        Ok((slot, tokens, sampler))
+        Ok((place, tokens, sampler))
     }
 
     /// Computes one batch, and gives out the tokens.
@@ -143,8 +164,14 @@ impl<'a, D: Decoder> Batcher<'a, D> {
         self.drop_cancelled();
         self.admit();
         self.plan();
+        let running = self.sequences.iter().map(Sequence::running);
+        self.counters.set_running(running);
         if self.rows.is_empty() {
             return Ok(());
+        }
+        if self.rows.iter().any(|row| !row.wants_logits) {
+            // A prompt takes longer than a token, and text does not wait for it.
+            self.sequences.iter_mut().for_each(Sequence::send_unsent);
         }
         let started = Instant::now();
         match self.decoder.decode(&self.rows) {
@@ -161,7 +188,7 @@ impl<'a, D: Decoder> Batcher<'a, D> {
             }
             Err(DecodeError::NoRoom) => {
                 // Cells that are free for the batch as a whole may not be free for this model's kind of cache.
-                if !self.suspend_youngest() {
+                if !self.kept.clear(&mut self.decoder) && !self.suspend_youngest() {
                     self.fail_all(&Failure::Internal(
                         "the KV cache has no room for one request".to_owned(),
                     ));
@@ -181,6 +208,7 @@ impl<'a, D: Decoder> Batcher<'a, D> {
 
     /// Ends everything.
     pub(crate) fn fail_all(&mut self, failure: &Failure) {
+        self.kept.clear(&mut self.decoder);
         for sequence in std::mem::take(&mut self.sequences) {
             self.decoder.forget(sequence.slot);
             sequence.fail(failure.clone());
@@ -190,16 +218,11 @@ impl<'a, D: Decoder> Batcher<'a, D> {
     fn drop_cancelled(&mut self) {
         for index in (0..self.sequences.len()).rev() {
             if self.sequences[index].is_cancelled() {
-                self.remove(index);
+                let sequence = self.sequences.remove(index);
+                self.kept.keep(&mut self.decoder, &sequence);
                 self.counters.cancelled();
             }
         }
-    }
-
-    fn remove(&mut self, index: usize) -> Sequence<D::Sampler> {
-        let sequence = self.sequences.remove(index);
-        self.decoder.forget(sequence.slot);
-        sequence
     }
 
     /// Cells of the KV cache that are taken, or will be by what was let in.
@@ -215,18 +238,25 @@ impl<'a, D: Decoder> Batcher<'a, D> {
     fn admit(&mut self) {
         let n_ctx = self.decoder.n_ctx();
         let mut reserved = self.reserved();
+        let mut is_full = false;
         for sequence in self
             .sequences
             .iter_mut()
             .filter(|sequence| !sequence.is_admitted)
         {
             let spare = if reserved == 0 { 0 } else { READMIT_TOKENS };
-            if reserved + sequence.tokens.len() + spare > n_ctx {
-                break;
+            is_full |= reserved + sequence.tokens.len() + spare > n_ctx;
+            if !is_full {
+                sequence.is_admitted = true;
+                reserved += sequence.tokens.len();
+            } else if sequence.n_past > 0 {
+                // It waits for room, so it cannot hold any.
+                sequence.begin_anew();
+                self.decoder.forget(sequence.slot);
             }
-            sequence.is_admitted = true;
-            reserved += sequence.tokens.len();
         }
+        self.kept
+            .shrink(&mut self.decoder, n_ctx - reserved.min(n_ctx));
     }
 
     /// Chooses the rows of the next step.
@@ -271,13 +301,14 @@ impl<'a, D: Decoder> Batcher<'a, D> {
             }
             match self.decoder.sample(&mut sequence.sampler, row_index) {
                 Ok(token) => {
-                    let is_end = self.decoder.is_end(token);
-                    let piece = if is_end {
-                        Vec::new()
-                    } else {
-                        self.decoder.piece(token)
+                    let piece = match self.decoder.is_end(token) {
+                        true => Piece::End,
+                        false => Piece::Text(self.decoder.piece(token)),
                     };
-                    if let Some(reason) = sequence.accept(token, is_end, &piece) {
+                    let chosen = sequence
+                        .probabilities()
+                        .map(|count| self.decoder.chosen(row_index, token, count as usize));
+                    if let Some(reason) = sequence.accept(token, piece, chosen) {
                         ended.push((row.slot, Ok(reason)));
                     }
                     self.counters.generated();
@@ -298,15 +329,23 @@ impl<'a, D: Decoder> Batcher<'a, D> {
         else {
             return;
         };
-        let sequence = self.remove(index);
+        let sequence = self.sequences.remove(index);
         match end {
-            Ok(reason) => sequence.finish(reason, self.counters),
-            Err(failure) => sequence.fail(failure),
+            Ok(reason) => {
+                self.kept.keep(&mut self.decoder, &sequence);
+                sequence.finish(reason, self.counters);
+            }
+            Err(failure) => {
+                self.decoder.forget(slot);
+                sequence.fail(failure);
+            }
         }
     }
 
     /// Sees to it that the next token of every request that was let in fits.
     fn make_room(&mut self) {
+        let spare = self.decoder.n_ctx().saturating_sub(self.reserved());
+        self.kept.shrink(&mut self.decoder, spare);
         while self.reserved() > self.decoder.n_ctx() {
             if !self.suspend_youngest() {
                 // It is alone and the context is full.
@@ -332,8 +371,9 @@ impl<'a, D: Decoder> Batcher<'a, D> {
         let (Some(_), Some(youngest)) = (admitted.next(), admitted.next_back()) else {
             return false;
         };
+        youngest.send_unsent();
         youngest.is_admitted = false;
-        youngest.n_past = 0;
+        youngest.begin_anew();
         let slot = youngest.slot;
         self.decoder.forget(slot);
         self.counters.suspended();

@@ -1,6 +1,7 @@
 //! Text from a loaded model: what is asked for, what comes back, and the batch that several requests share.
 
 mod batcher;
+mod kept;
 mod sequence;
 mod stop;
 #[cfg(test)]
@@ -36,6 +37,14 @@ pub struct Request {
     pub sampling: Sampling,
     /// Texts that end it. They are not part of the result.
     pub stop: Vec<String>,
+    /// Whether it may begin with what an earlier request left in the KV cache. Those numbers may differ in the last bits from the
+    /// ones that it would compute, since they come from batches of other sizes.
+    pub reuses: bool,
+    /// Least time between two [`Event::Text`]; what is generated in between comes together. Text that would have to wait for a
+    /// prompt of somebody else does not.
+    pub text_interval: Duration,
+    /// Whether tokens come with their probabilities, and with those of how many others.
+    pub probabilities: Option<u32>,
 }
 
 /// A request on its way through a model's thread. It keeps the model until it is dropped.
@@ -58,12 +67,39 @@ pub enum Event {
         /// Its tokens.
         n_prompt: u32,
     },
-    /// Text, whole characters, never empty.
-    Text(String),
+    /// More of the text: a piece for each token that completed some. Never empty.
+    Text(Vec<TextPiece>),
     /// The end.
     Done(Finished),
     /// It could not be done, or not to the end.
     Failed(Failure),
+}
+
+/// A piece of the text.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TextPiece {
+    /// Whole characters, never empty.
+    pub text: String,
+    /// Its tokens, if the request asked for probabilities. One that ends in this piece may begin in an earlier one.
+    pub tokens: Vec<ChosenToken>,
+}
+
+/// A token that was chosen, and those that could have been.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ChosenToken {
+    /// The one.
+    pub chosen: Candidate,
+    /// The most probable ones, the most probable first.
+    pub top: Vec<Candidate>,
+}
+
+/// A token with its probability as the model gives it, before any sampling parameter.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Candidate {
+    /// Its text, which may end inside a character.
+    pub bytes: Vec<u8>,
+    /// Natural logarithm of the probability; at most 0.
+    pub log_probability: f32,
 }
 
 /// How a generation ended.
@@ -73,6 +109,8 @@ pub struct Finished {
     pub reason: FinishReason,
     /// Tokens of the prompt.
     pub n_prompt: u32,
+    /// Those of them that an earlier request had left in the KV cache.
+    pub n_cached: u32,
     /// Tokens that were generated; one that ends the text counts, as in llama-server.
     pub n_generated: u32,
     /// From the beginning of its computation to the first token.

@@ -10,6 +10,8 @@ pub(crate) struct TextStream {
     /// The beginning of a stop string, perhaps.
     held: String,
     is_stopped: bool,
+    /// Bytes after the beginning of the stop string.
+    cut_bytes: usize,
 }
 
 impl TextStream {
@@ -20,6 +22,7 @@ impl TextStream {
             stops: stops.into_iter().filter(|stop| !stop.is_empty()).collect(),
             held: String::new(),
             is_stopped: false,
+            cut_bytes: 0,
         }
     }
 
@@ -37,6 +40,12 @@ impl TextStream {
             text.push_str(&std::mem::take(&mut self.held));
         }
         text
+    }
+
+    /// Bytes at the end of what was appended that were not given out: held back, or cut off by a stop string. Bytes that are no
+    /// text count as the characters that stand for them.
+    pub(crate) fn held_bytes(&self) -> usize {
+        self.characters.held_bytes() + self.held.len() + self.cut_bytes
     }
 
     /// Whether a stop string came. Nothing comes after it.
@@ -59,6 +68,7 @@ impl TextStream {
             .min()
         {
             self.is_stopped = true;
+            self.cut_bytes = self.held.len() - at;
             self.held.truncate(at);
             return std::mem::take(&mut self.held);
         }

@@ -1,6 +1,8 @@
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
+use std::time::Duration;
+
 use llama_rs::Token;
 use tokio::sync::mpsc::UnboundedReceiver;
 
@@ -15,6 +17,8 @@ struct ByteDecoder {
     cache: BTreeMap<u32, Vec<Token>>,
     rows: Vec<Row>,
     next_errors: Vec<DecodeError>,
+    /// As a cache that has only the last tokens of each sequence.
+    keeps_windows: bool,
     /// Sizes of the steps, and how many sequences each had.
     steps: Vec<(usize, usize)>,
 }
@@ -86,8 +90,27 @@ impl Decoder for ByteDecoder {
         Ok(successor(&self.cache[&row.slot][..=row.position]))
     }
 
+    /// The token that was chosen is certain, and its neighbours are not far.
+    fn chosen(&self, _row: usize, token: Token, count: usize) -> ChosenToken {
+        let candidate = |distance: usize| Candidate {
+            bytes: vec![token.0 as u8 + distance as u8],
+            log_probability: -(distance as f32),
+        };
+        ChosenToken {
+            chosen: candidate(0),
+            top: (0..count).map(candidate).collect(),
+        }
+    }
+
     fn forget(&mut self, slot: u32) {
         self.cache.remove(&slot);
+    }
+
+    fn cut(&mut self, slot: u32, count: usize) -> bool {
+        let cached = self.cache.get_mut(&slot).unwrap();
+        assert!(0 < count && count <= cached.len());
+        cached.truncate(count);
+        !self.keeps_windows
     }
 
     fn is_end(&self, token: Token) -> bool {
@@ -106,6 +129,7 @@ fn decoder(n_batch: usize, n_ctx: usize) -> ByteDecoder {
         cache: BTreeMap::new(),
         rows: Vec::new(),
         next_errors: Vec::new(),
+        keeps_windows: false,
         steps: Vec::new(),
     }
 }
@@ -165,6 +189,9 @@ impl Jobs {
             prompt: Prompt::Text(prompt.to_owned()),
             sampling,
             stop: Vec::new(),
+            reuses: false,
+            text_interval: Duration::ZERO,
+            probabilities: None,
         };
         (
             Job {
@@ -184,7 +211,7 @@ fn outcome(receiver: &mut UnboundedReceiver<Event>) -> (String, Option<Result<Fi
         assert!(end.is_none(), "something came after the end");
         match event {
             Event::Started { .. } => assert!(text.is_empty()),
-            Event::Text(piece) => text.push_str(&piece),
+            Event::Text(pieces) => pieces.iter().for_each(|piece| text += &piece.text),
             Event::Done(finished) => end = Some(Ok(finished)),
             Event::Failed(failure) => end = Some(Err(failure)),
         }
@@ -206,7 +233,7 @@ fn run(batcher: &mut Batcher<'_, ByteDecoder>) {
 fn requests_that_share_a_batch_give_what_each_gives_alone() {
     let jobs = Jobs::new();
     let counters = ModelCounters::default();
-    let mut batcher = Batcher::new(decoder(64, 4096), &counters);
+    let mut batcher = Batcher::new(decoder(64, 4096), &counters, false);
     let prompts = [
         "x".repeat(150),
         "hello".to_owned(),
@@ -246,7 +273,7 @@ fn requests_that_share_a_batch_give_what_each_gives_alone() {
 fn a_prompt_does_not_hold_up_those_who_generate() {
     let jobs = Jobs::new();
     let counters = ModelCounters::default();
-    let mut batcher = Batcher::new(decoder(512, 4096), &counters);
+    let mut batcher = Batcher::new(decoder(512, 4096), &counters, false);
     let (first, mut first_events) = jobs.job("a", 1000);
     batcher.push(first);
     batcher.step().unwrap();
@@ -260,7 +287,7 @@ fn a_prompt_does_not_hold_up_those_who_generate() {
     assert_eq!(before, 1);
     // Alone, a prompt fills the batch.
     assert_eq!(batcher.decoder().steps[1], (129, 2));
-    let mut alone = Batcher::new(decoder(512, 4096), &counters);
+    let mut alone = Batcher::new(decoder(512, 4096), &counters, false);
     let (long, _events) = jobs.job(&"p".repeat(1000), 1);
     alone.push(long);
     run(&mut alone);
@@ -272,7 +299,7 @@ fn where_the_cache_is_too_small_requests_take_turns() {
     let jobs = Jobs::new();
     let counters = ModelCounters::default();
     let n_ctx = 120;
-    let mut batcher = Batcher::new(decoder(32, n_ctx), &counters);
+    let mut batcher = Batcher::new(decoder(32, n_ctx), &counters, false);
     let prompts = ["first", "second one", "third", "fourth"];
     let mut receivers = Vec::new();
     for prompt in prompts {
@@ -296,7 +323,7 @@ fn where_the_cache_is_too_small_requests_take_turns() {
 fn one_request_may_use_the_whole_context() {
     let jobs = Jobs::new();
     let counters = ModelCounters::default();
-    let mut batcher = Batcher::new(decoder(32, 40), &counters);
+    let mut batcher = Batcher::new(decoder(32, 40), &counters, false);
     let (job, mut receiver) = jobs.job("abcdefghij", 1000);
     batcher.push(job);
     run(&mut batcher);
@@ -324,7 +351,7 @@ fn stop_strings_end_a_request() {
     let whole = expected("hello", 50, 4096).0;
     let stop = whole[10..13].to_owned();
     let end = whole.find(&stop).unwrap();
-    let mut batcher = Batcher::new(decoder(64, 4096), &counters);
+    let mut batcher = Batcher::new(decoder(64, 4096), &counters, false);
     let (mut job, mut receiver) = jobs.job("hello", 50);
     job.request.stop = vec!["never this".to_owned(), stop];
     batcher.push(job);
@@ -338,7 +365,7 @@ fn stop_strings_end_a_request() {
 fn a_listener_that_leaves_frees_its_place() {
     let jobs = Jobs::new();
     let counters = ModelCounters::default();
-    let mut batcher = Batcher::new(decoder(64, 4096), &counters);
+    let mut batcher = Batcher::new(decoder(64, 4096), &counters, false);
     let mut kept = Vec::new();
     for _ in 0..4 {
         let (job, receiver) = jobs.job("a", 1000);
@@ -371,7 +398,7 @@ fn a_step_that_fails_is_told_to_those_who_ran() {
     let counters = ModelCounters::default();
     let mut faulty = decoder(64, 4096);
     faulty.next_errors = vec![DecodeError::Failed("a bad page".to_owned())];
-    let mut batcher = Batcher::new(faulty, &counters);
+    let mut batcher = Batcher::new(faulty, &counters, false);
     let (job, mut receiver) = jobs.job("a", 5);
     batcher.push(job);
     batcher.step().unwrap();
@@ -394,7 +421,7 @@ fn a_cache_that_has_no_room_although_there_is_some() {
     let counters = ModelCounters::default();
     let mut faulty = decoder(64, 4096);
     faulty.next_errors = vec![DecodeError::NoRoom];
-    let mut batcher = Batcher::new(faulty, &counters);
+    let mut batcher = Batcher::new(faulty, &counters, false);
     let (a, mut a_events) = jobs.job("aa", 5);
     let (b, mut b_events) = jobs.job("bb", 5);
     batcher.push(a);
@@ -411,7 +438,7 @@ fn a_model_that_is_gone_ends_the_thread() {
     let counters = ModelCounters::default();
     let mut faulty = decoder(64, 4096);
     faulty.next_errors = vec![DecodeError::ModelGone("the file changed".to_owned())];
-    let mut batcher = Batcher::new(faulty, &counters);
+    let mut batcher = Batcher::new(faulty, &counters, false);
     let (job, mut receiver) = jobs.job("a", 5);
     batcher.push(job);
     assert_eq!(batcher.step(), Err("the file changed".to_owned()));
@@ -425,7 +452,7 @@ fn room_without_anybody_to_share_it_is_an_error() {
     let counters = ModelCounters::default();
     let mut faulty = decoder(64, 4096);
     faulty.next_errors = vec![DecodeError::NoRoom];
-    let mut batcher = Batcher::new(faulty, &counters);
+    let mut batcher = Batcher::new(faulty, &counters, false);
     let (job, mut receiver) = jobs.job("a", 5);
     batcher.push(job);
     run(&mut batcher);
@@ -433,4 +460,151 @@ fn room_without_anybody_to_share_it_is_an_error() {
         outcome(&mut receiver).1,
         Some(Err(Failure::Internal(_)))
     ));
+}
+
+/// Runs one request that may reuse what others left; what came of it.
+fn ask(batcher: &mut Batcher<'_, ByteDecoder>, jobs: &Jobs, prompt: &str) -> (String, Finished) {
+    let (mut job, mut receiver) = jobs.job(prompt, 20);
+    job.request.reuses = true;
+    batcher.push(job);
+    run(batcher);
+    let (text, end) = outcome(&mut receiver);
+    (text, end.unwrap().unwrap())
+}
+
+#[test]
+fn the_next_turn_begins_where_the_last_one_ended() {
+    let jobs = Jobs::new();
+    let counters = ModelCounters::default();
+    let mut batcher = Batcher::new(decoder(64, 200), &counters, true);
+    let (first, finished) = ask(&mut batcher, &jobs, "a question; ");
+    assert_eq!(finished.n_cached, 0);
+    // All but the last token, which was never computed.
+    let second_prompt = format!("a question; {first}; another one; ");
+    let (second, finished) = ask(&mut batcher, &jobs, &second_prompt);
+    assert_eq!(
+        finished.n_cached as usize,
+        "a question; ".len() + first.len() - 1
+    );
+    assert_eq!(second, expected(&second_prompt, 20, 200).0);
+    // The same prompt once more: its last token gives the next one.
+    let (again, finished) = ask(&mut batcher, &jobs, &second_prompt);
+    assert_eq!(
+        (again, finished.n_cached as usize),
+        (second, second_prompt.len() - 1)
+    );
+    assert_eq!(
+        counters.snapshot().cached_tokens,
+        31 + second_prompt.len() as u64 - 1
+    );
+
+    // Others leave it alone while there are empty sequences, and take its room when there are none.
+    for prompt in ["a few words", "b", "c"] {
+        assert_eq!(ask(&mut batcher, &jobs, prompt).1.n_cached, 0, "{prompt}");
+    }
+    assert!(ask(&mut batcher, &jobs, &second_prompt).1.n_cached > 0);
+    let (text, finished) = ask(&mut batcher, &jobs, &"x".repeat(190));
+    assert_eq!(
+        (text, finished.n_cached),
+        (expected(&"x".repeat(190), 20, 200).0, 0)
+    );
+    assert_eq!(ask(&mut batcher, &jobs, &second_prompt).1.n_cached, 0);
+
+    // A request that wants its own numbers gets an empty cache.
+    let (job, mut receiver) = jobs.job("c", 5);
+    batcher.push(job);
+    assert!(batcher.decoder().cache.is_empty());
+    run(&mut batcher);
+    assert_eq!(outcome(&mut receiver).0, expected("c", 5, 200).0);
+    // A cache without the beginning cannot be cut back.
+    batcher.decoder_mut().keeps_windows = true;
+    let (text, finished) = ask(&mut batcher, &jobs, "cc");
+    assert_eq!((text, finished.n_cached), (expected("cc", 20, 200).0, 0));
+}
+
+#[test]
+fn conversations_share_a_cache_that_is_too_small_for_them() {
+    let jobs = Jobs::new();
+    let counters = ModelCounters::default();
+    let n_ctx = 150;
+    let mut batcher = Batcher::new(decoder(32, n_ctx), &counters, true);
+    let mut talks: Vec<String> = ["one ", "two ", "three "].map(str::to_owned).to_vec();
+    for _turn in 0..5 {
+        let mut receivers = Vec::new();
+        for talk in &mut talks {
+            let (mut job, receiver) = jobs.job(talk, 12);
+            job.request.reuses = true;
+            batcher.push(job);
+            batcher.step().unwrap();
+            receivers.push(receiver);
+        }
+        run(&mut batcher);
+        for (talk, receiver) in talks.iter_mut().zip(&mut receivers) {
+            let (text, end) = outcome(receiver);
+            let (wanted, reason) = expected(talk, 12, n_ctx);
+            assert_eq!(
+                (text.as_str(), end.unwrap().unwrap().reason),
+                (wanted.as_str(), reason)
+            );
+            *talk += &format!("{text}. ");
+        }
+    }
+    assert!(counters.snapshot().cached_tokens > 0);
+}
+
+#[test]
+fn tokens_come_with_their_probabilities() {
+    let jobs = Jobs::new();
+    let counters = ModelCounters::default();
+    let whole = expected("hello", 50, 4096).0;
+    let mut batcher = Batcher::new(decoder(64, 4096), &counters, false);
+    let (mut job, mut receiver) = jobs.job("hello", 50);
+    job.request.probabilities = Some(2);
+    // The second letter makes it clear that the first one does not begin it.
+    job.request.stop = vec![whole[10..13].to_owned(), format!("{}_", &whole[..1])];
+    batcher.push(job);
+    run(&mut batcher);
+    let mut pieces = Vec::new();
+    while let Ok(event) = receiver.try_recv() {
+        if let Event::Text(more) = event {
+            pieces.extend(more);
+        }
+    }
+    assert_eq!(
+        (pieces[0].text.as_str(), pieces[0].tokens.len()),
+        (&whole[..2], 2)
+    );
+    let tokens = || pieces.iter().flat_map(|piece| &piece.tokens);
+    let bytes = tokens().flat_map(|token| token.chosen.bytes.clone());
+    // Those of the stop string are no part of the text.
+    assert_eq!(
+        String::from_utf8(bytes.collect()).unwrap(),
+        whole[..whole.find(&whole[10..13]).unwrap()]
+    );
+    assert!(tokens().all(|token| token.top.len() == 2 && token.top[0] == token.chosen));
+}
+
+/// With an interval, what is generated comes together; before a prompt of somebody else it does not wait.
+#[test]
+fn text_comes_in_intervals() {
+    let jobs = Jobs::new();
+    let counters = ModelCounters::default();
+    let mut batcher = Batcher::new(decoder(64, 4096), &counters, false);
+    let (mut job, mut receiver) = jobs.job("hello", 50);
+    job.request.text_interval = Duration::from_secs(3600);
+    batcher.push(job);
+    let mut came = Vec::new();
+    let mut look = |batcher: &mut Batcher<'_, ByteDecoder>| {
+        batcher.step().unwrap();
+        came.push(outcome(&mut receiver).0.len());
+    };
+    (0..10).for_each(|_| look(&mut batcher));
+    let (other, _events) = jobs.job("another", 1);
+    batcher.push(other);
+    look(&mut batcher);
+    look(&mut batcher);
+    assert_eq!(came, [1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 9, 0]);
+    run(&mut batcher);
+    let (rest, end) = outcome(&mut receiver);
+    assert_eq!(rest.len(), end.unwrap().unwrap().n_generated as usize - 10);
 }

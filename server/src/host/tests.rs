@@ -38,6 +38,9 @@ fn request(text: &str) -> Request {
         prompt: Prompt::Text(text.to_owned()),
         sampling,
         stop: Vec::new(),
+        reuses: false,
+        text_interval: Duration::ZERO,
+        probabilities: None,
     }
 }
 
@@ -53,7 +56,7 @@ impl Bench {
         let mut text = String::new();
         while let Some(event) = events.recv().await {
             match event {
-                Event::Text(piece) => text += &piece,
+                Event::Text(pieces) => pieces.iter().for_each(|piece| text += &piece.text),
                 Event::Done(_) => return Ok(text),
                 Event::Started { .. } => {}
                 Event::Failed(failure) => return Ok(failure.to_string()),

@@ -139,6 +139,9 @@ impl Shared {
         memory::trim_heap();
         let mut state = self.lock();
         let link = state.links[model.0].take();
+        if state.links.iter().all(Option::is_none) {
+            memory::release_program();
+        }
         let was_loaded = link.as_ref().is_some_and(|link| link.holding.is_some());
         let was_told = link.as_ref().is_some_and(|link| link.jobs.is_none());
         let failure = match result {

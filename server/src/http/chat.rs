@@ -6,19 +6,22 @@ use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::Response;
 use llama_rs::ChatMessage;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::App;
 use super::body;
 use super::error::ApiError;
-use super::options::Options;
+use super::logprobs::ChatLogprobs;
+use super::options::{Options, candidates};
 use super::reply::{Reply, Shape};
-use crate::generate::Prompt;
+use crate::generate::{ChosenToken, Prompt};
 
 #[derive(Debug, Deserialize)]
 struct ChatRequest {
     messages: Vec<Message>,
+    logprobs: Option<bool>,
+    top_logprobs: Option<i64>,
     #[serde(flatten)]
     options: Options,
 }
@@ -48,11 +51,19 @@ pub(super) async fn post(
     State(app): State<Arc<App>>,
     request: Request,
 ) -> Result<Response<Body>, ApiError> {
-    let ChatRequest { messages, options } = body::json(&app, request).await?;
+    let ChatRequest {
+        messages,
+        logprobs,
+        top_logprobs,
+        options,
+    } = body::json(&app, request).await?;
     let model = options.find(&app)?;
-    let request = options.request(&app, model, Prompt::Chat(chat(messages)?))?;
+    let has_logprobs = logprobs == Some(true);
+    let top = candidates("top_logprobs", top_logprobs.filter(|_| has_logprobs))?;
+    let probabilities = has_logprobs.then_some(top.unwrap_or(0));
+    let request = options.request(&app, model, Prompt::Chat(chat(messages)?), probabilities)?;
     let lease = options.acquire(&app, model).await?;
-    let reply = Reply::new(Chat, &options.model);
+    let reply = Reply::new(Chat { has_logprobs }, &options.model);
     let events = lease.submit(request);
     match options.is_stream() {
         true => reply.stream(&app, events, options.includes_usage()).await,
@@ -101,29 +112,75 @@ fn chat(messages: Vec<Message>) -> Result<Vec<ChatMessage>, ApiError> {
     Ok(chat)
 }
 
-struct Chat;
+/// Whether the request asked for probabilities.
+struct Chat {
+    has_logprobs: bool,
+}
+
+/// The choice of a chunk.
+#[derive(Serialize)]
+struct ChatChunk<'a> {
+    index: u32,
+    delta: Delta<'a>,
+    logprobs: Option<ChatLogprobs>,
+    finish_reason: Option<&'static str>,
+}
+
+#[derive(Default, Serialize)]
+struct Delta<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    role: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    content: Option<&'a str>,
+}
+
+impl Chat {
+    fn logprobs(&self, tokens: &[ChosenToken]) -> Option<ChatLogprobs> {
+        self.has_logprobs.then(|| ChatLogprobs::new(tokens))
+    }
+}
 
 impl Shape for Chat {
-    fn choice(&self, text: &str, finish_reason: &str) -> Value {
+    fn whole(&mut self, text: &str, tokens: &[ChosenToken], finish_reason: &str) -> Value {
         json!({
             "index": 0,
             "message": {"role": "assistant", "content": text, "refusal": null},
-            "logprobs": null,
+            "logprobs": self.logprobs(tokens),
             "finish_reason": finish_reason,
         })
     }
 
-    fn first(&self) -> Option<Value> {
-        let delta = json!({"role": "assistant", "content": ""});
-        Some(json!({"index": 0, "delta": delta, "logprobs": null, "finish_reason": null}))
+    fn first(&self) -> Option<impl Serialize> {
+        Some(ChatChunk {
+            index: 0,
+            delta: Delta {
+                role: Some("assistant"),
+                content: Some(""),
+            },
+            logprobs: None,
+            finish_reason: None,
+        })
     }
 
-    fn text(&self, text: &str) -> Value {
-        json!({"index": 0, "delta": {"content": text}, "logprobs": null, "finish_reason": null})
+    fn text(&mut self, text: &str, tokens: &[ChosenToken]) -> impl Serialize {
+        ChatChunk {
+            index: 0,
+            delta: Delta {
+                role: None,
+                content: Some(text),
+            },
+            logprobs: self.logprobs(tokens),
+            finish_reason: None,
+        }
     }
 
-    fn last(&self, finish_reason: &str) -> Value {
-        json!({"index": 0, "delta": {}, "logprobs": null, "finish_reason": finish_reason})
+    fn last(&self, finish_reason: &'static str) -> impl Serialize {
+        ChatChunk {
+            index: 0,
+            delta: Delta::default(),
+            logprobs: None,
+            finish_reason: Some(finish_reason),
+        }
     }
 
     fn id_prefix(&self) -> &'static str {

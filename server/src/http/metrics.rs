@@ -11,12 +11,17 @@ use axum::http::{Response, header};
 use axum::response::IntoResponse;
 
 use super::App;
-use super::models::resident_bytes;
+use super::error::ApiError;
+use super::models::{beside, resident_bytes};
 use crate::counters::CountersSnapshot;
 use crate::host::Listed;
 use crate::memory::{ProcessMemory, Smaps};
 
-pub(super) async fn get(State(app): State<Arc<App>>) -> Response<Body> {
+pub(super) async fn get(State(app): State<Arc<App>>) -> Result<Response<Body>, ApiError> {
+    beside(move || metrics(&app)).await
+}
+
+fn metrics(app: &App) -> Response<Body> {
     let smaps = Smaps::read().ok();
     let models: Vec<Row> = app
         .host
@@ -70,7 +75,7 @@ fn text(models: &[Row], (held, budget): (u64, u64), memory: &ProcessMemory) -> S
     text.one(
         "llamacpp:prompt_tokens_total",
         "counter",
-        "Tokens of prompts.",
+        "Tokens of prompts that were computed.",
         prompt as f64,
     );
     text.one(
@@ -154,7 +159,7 @@ fn text(models: &[Row], (held, budget): (u64, u64), memory: &ProcessMemory) -> S
         memory.resident_bytes() as f64,
     );
     type Value = fn(&Row) -> f64;
-    let rows: [(&str, &str, &str, Value); 16] = [
+    let rows: [(&str, &str, &str, Value); 17] = [
         ("model_loaded", "gauge", "Whether it is in memory.", |row| {
             f64::from(u8::from(row.listed.is_loaded()))
         }),
@@ -181,6 +186,12 @@ fn text(models: &[Row], (held, budget): (u64, u64), memory: &ProcessMemory) -> S
             "gauge",
             "Requests that wait.",
             |row| row.listed.status.waiting as f64,
+        ),
+        (
+            "model_cached_tokens_total",
+            "counter",
+            "Tokens of prompts that were in the KV cache.",
+            |row| row.counters.cached_tokens as f64,
         ),
         (
             "model_loads_total",

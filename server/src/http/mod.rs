@@ -5,6 +5,7 @@
 //! | `POST /v1/chat/completions`, `/v1/completions`, `GET /v1/models` | OpenAI's |
 //! | `POST /generate` | text for a prompt, in one plain object |
 //! | `GET /models`, `POST /models/load`, `/models/unload` | what is loaded, and what it holds |
+//! | `GET /props`, `/slots` | llama-server's: how a model is set up, and what it computes |
 //! | `GET /health`, `/metrics` | for those who watch |
 //! | `GET /` | a page |
 
@@ -14,10 +15,13 @@ mod chat;
 mod completions;
 mod connections;
 mod error;
+mod logprobs;
 mod metrics;
 mod models;
 mod options;
+mod props;
 mod reply;
+mod sse;
 #[cfg(test)]
 mod tests;
 
@@ -76,6 +80,8 @@ fn router(app: Arc<App>) -> Router {
         .route("/models", get(models::list))
         .route("/models/load", post(models::load))
         .route("/models/unload", post(models::unload))
+        .route("/props", get(props::props))
+        .route("/slots", get(props::slots))
         .route("/metrics", get(metrics::get))
         .route_layer(middleware::from_fn_with_state(
             Arc::clone(&app),

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use super::error::ApiError;
 use super::{App, body, json_response};
+use crate::generate::Failure;
 use crate::host::Listed;
 use crate::lifecycle::ModelId;
 use crate::memory::{ProcessMemory, Smaps};
@@ -54,12 +55,25 @@ fn openai_model(name: &str, path: &std::path::Path) -> Value {
 }
 
 /// `GET /models`: llama-server's list, with what each model holds. It neither loads a model nor keeps one.
-pub(super) async fn list(State(app): State<Arc<App>>) -> Response<Body> {
+pub(super) async fn list(State(app): State<Arc<App>>) -> Result<Response<Body>, ApiError> {
+    // Reading smaps takes milliseconds.
+    beside(move || listing(&app)).await
+}
+
+/// Runs what takes long for a thread that serves connections.
+pub(super) async fn beside(
+    work: impl FnOnce() -> Response<Body> + Send + 'static,
+) -> Result<Response<Body>, ApiError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|error| Failure::Internal(error.to_string()).into())
+}
+
+fn listing(app: &App) -> Response<Body> {
     let smaps = Smaps::read().ok();
     let models: Vec<Value> = app
         .host
         .models()
-        .map(|(model, _)| describe(&app, model, smaps.as_ref()))
+        .map(|(model, _)| describe(app, model, smaps.as_ref()))
         .collect();
     let (held_bytes, budget_bytes) = app.host.budget();
     let memory = ProcessMemory::read().unwrap_or_default();

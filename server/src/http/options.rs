@@ -1,5 +1,7 @@
 //! What the requests for text have in common.
 
+use std::time::Duration;
+
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -12,6 +14,8 @@ use crate::lifecycle::ModelId;
 
 const STOP_STRINGS_MAX: usize = 16;
 const STOP_BYTES_MAX: usize = 1024;
+/// OpenAI's bound for `top_logprobs`.
+const CANDIDATES_MAX: i64 = 20;
 
 /// Keys of a request that decide how text is generated. Keys that are not known are ignored, as OpenAI's server does.
 #[derive(Debug, Deserialize)]
@@ -27,6 +31,8 @@ pub(super) struct Options {
     seed: Option<i64>,
     /// Ollama's: how long the model stays after this request.
     keep_alive: Option<Ttl>,
+    /// llama-server's.
+    cache_prompt: Option<bool>,
     #[serde(default)]
     pub(super) stream: Option<bool>,
     pub(super) stream_options: Option<StreamOptions>,
@@ -54,8 +60,6 @@ struct Unsupported {
     best_of: Option<Value>,
     echo: Option<Value>,
     suffix: Option<Value>,
-    logprobs: Option<Value>,
-    top_logprobs: Option<Value>,
     logit_bias: Option<Value>,
     frequency_penalty: Option<Value>,
     presence_penalty: Option<Value>,
@@ -81,15 +85,11 @@ impl Unsupported {
         let (one, zero) = (|v: &Value| number(v, 1.0), |v: &Value| number(v, 0.0));
         let none = |value: &Value| matches!(value.as_str(), Some("none" | "auto"));
         type Neutral<'a> = &'a dyn Fn(&Value) -> bool;
-        let keys: [(&str, &Option<Value>, Neutral<'_>); 16] = [
+        let keys: [(&str, &Option<Value>, Neutral<'_>); 14] = [
             ("n", &self.n, &one),
             ("best_of", &self.best_of, &one),
             ("echo", &self.echo, &|value| *value == Value::Bool(false)),
             ("suffix", &self.suffix, &is_empty),
-            ("logprobs", &self.logprobs, &|value| {
-                *value == Value::Bool(false)
-            }),
-            ("top_logprobs", &self.top_logprobs, &zero),
             ("logit_bias", &self.logit_bias, &is_empty),
             ("frequency_penalty", &self.frequency_penalty, &zero),
             ("presence_penalty", &self.presence_penalty, &zero),
@@ -136,9 +136,11 @@ impl Options {
         app: &App,
         model: ModelId,
         prompt: Prompt,
+        probabilities: Option<u32>,
     ) -> Result<Request, ApiError> {
         self.unsupported.check()?;
-        let defaults = app.host.config(model).sampling;
+        let config = app.host.config(model);
+        let defaults = config.sampling;
         let sampling = Sampling {
             temperature: at_least_0("temperature", self.temperature)?
                 .unwrap_or(defaults.temperature),
@@ -152,10 +154,20 @@ impl Options {
             )),
             max_tokens: self.max_tokens()?.or(defaults.max_tokens),
         };
+        // Who asks for the same text each time gets the same numbers each time.
+        let is_repeatable = sampling.temperature == 0.0
+            || self.seed.or_else(|| defaults.seed.map(i64::from)).is_some();
         Ok(Request {
             prompt,
+            reuses: config.cache_prompt && self.cache_prompt.unwrap_or(!is_repeatable),
             sampling,
             stop: self.stop()?,
+            text_interval: match self.is_stream() {
+                true => app.config.stream_interval,
+                // Nobody sees it before its end.
+                false => Duration::MAX,
+            },
+            probabilities,
         })
     }
 
@@ -203,6 +215,18 @@ impl Options {
             return Err(ApiError::parameter("stop", message));
         }
         Ok(stop)
+    }
+}
+
+/// How many candidates a request wants to see for each token.
+pub(super) fn candidates(key: &'static str, count: Option<i64>) -> Result<Option<u32>, ApiError> {
+    match count {
+        None => Ok(None),
+        Some(count @ 0..=CANDIDATES_MAX) => Ok(Some(count as u32)),
+        Some(count) => Err(ApiError::parameter(
+            key,
+            format!("`{key}`: {count} is outside 0..={CANDIDATES_MAX}"),
+        )),
     }
 }
 

@@ -3,7 +3,9 @@
 use llama_rs::{Batch, Context, Error, Sampler, Token};
 
 use crate::config::Sampling;
-use crate::generate::{DecodeError, Decoder, Failure, Prompt, Row};
+use crate::generate::{Candidate, ChosenToken, DecodeError, Decoder, Failure, Prompt, Row};
+
+use super::probabilities::LogProbabilities;
 
 /// Temperatures below this one take the most probable token, as in [`llama_rs::SamplerBuilder::temperature`].
 const GREEDY_BELOW: f32 = 1e-4;
@@ -173,10 +175,40 @@ impl Decoder for LlamaDecoder<'_> {
         token.map_err(|error| error.to_string())
     }
 
+    fn chosen(&self, row: usize, token: Token, count: usize) -> ChosenToken {
+        // The row has logits: a token was chosen from them.
+        let logits = self.context.logits(row as i32).unwrap_or_default();
+        let logarithms = LogProbabilities::new(logits);
+        let candidate = |token: Token, special| Candidate {
+            bytes: self.context.model().vocab().piece(token, special),
+            log_probability: logarithms.of(token),
+        };
+        let top = logarithms.largest(count).into_iter();
+        ChosenToken {
+            chosen: candidate(token, false),
+            // Also those that are never shown as text, such as the end of it.
+            top: top.map(|token| candidate(token, true)).collect(),
+        }
+    }
+
     fn forget(&mut self, slot: u32) {
         // A whole sequence can be removed from every kind of cache, and the slot exists.
         let removed = self.context.memory_seq_rm(slot, 0, None);
         debug_assert!(matches!(removed, Ok(true)), "{removed:?}");
+    }
+
+    fn cut(&mut self, slot: u32, count: usize) -> bool {
+        // Positions are below n_ctx, which is 2^27 at most.
+        let count = count as u32;
+        // A cache for a window has only its last part.
+        let window = self.context.model().n_swa();
+        let first_needed = match window {
+            0 => 0,
+            window => count.saturating_sub(window),
+        };
+        let first = self.context.memory_seq_pos_min(slot);
+        let has_all = matches!(first, Ok(Some(first)) if first <= first_needed);
+        has_all && matches!(self.context.memory_seq_rm(slot, count, None), Ok(true))
     }
 
     fn is_end(&self, token: Token) -> bool {

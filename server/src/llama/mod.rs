@@ -2,6 +2,7 @@
 
 mod decoder;
 mod need;
+mod probabilities;
 
 use llama_rs::{
     Advise, Backend, Context, ContextParams, Error, LoadMode, Model, ModelParams, Prefetch,
@@ -11,7 +12,7 @@ use pager::{PagedModel, Pager, PagerError, PagerOptions, Replay};
 use crate::config::{ModelConfig, PrefetchMode};
 use crate::engine::{Ended, Engine, Holding, Session};
 use crate::generate::{Batcher, Failure};
-use crate::memory::{self, MappedFile};
+use crate::memory::{self, MappedFile, PageCache};
 
 use decoder::LlamaDecoder;
 
@@ -63,9 +64,10 @@ impl Engine for LlamaEngine {
     fn run(&self, config: &ModelConfig, session: &Session) -> Result<(), Ended> {
         // Before loading: whoever replaces a file later is noticed.
         let files = files(config).map_err(Ended::Failed)?;
+        let page_cache = PageCache::before_load(&files);
         let result = self.serve(config, session, &files);
-        // The model is gone, so nothing holds these pages but the cache.
-        files.iter().for_each(MappedFile::drop_page_cache);
+        // The model is gone, so nothing of this process holds the pages.
+        page_cache.give_back();
         result
     }
 }
@@ -107,7 +109,7 @@ impl LlamaEngine {
         let holding = holding(&context, pager.as_ref(), files).map_err(failed)?;
         let decoder = LlamaDecoder::new(context, config.concurrency_limit);
         session.ready(holding);
-        serve_jobs(session, decoder, pager.as_ref())
+        serve_jobs(session, decoder, pager.as_ref(), config.cache_prompt)
     }
 
     fn load(&self, config: &ModelConfig, session: &Session) -> Result<Loaded, String> {
@@ -210,6 +212,7 @@ fn holding(
         budget_bytes: pager.map(|pager| pager.plan().budget_bytes),
         n_ctx: context.n_ctx_seq(),
         n_ctx_train: model.n_ctx_train(),
+        chat_template: model.chat_template(),
     })
 }
 
@@ -218,9 +221,10 @@ fn serve_jobs(
     session: &Session,
     decoder: LlamaDecoder<'_>,
     pager: Option<&Pager>,
+    keeps: bool,
 ) -> Result<(), Ended> {
     let counters = session.counters();
-    let mut batcher = Batcher::new(decoder, counters);
+    let mut batcher = Batcher::new(decoder, counters, keeps);
     let mut counted = pager::CountersSnapshot::default();
     let mut count = || {
         if let Some(pager) = pager {
@@ -231,6 +235,7 @@ fn serve_jobs(
     };
     loop {
         if batcher.is_idle() {
+            counters.set_running(std::iter::empty());
             count();
             match session.wait() {
                 Some(job) => batcher.push(job),

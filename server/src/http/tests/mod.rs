@@ -1,5 +1,6 @@
 //! The API as clients see it, over real sockets, with an engine that answers without a model.
 
+mod extras;
 mod hostile;
 
 use std::io::{Read, Write};
@@ -417,7 +418,11 @@ fn bad_values_are_named() {
         (json!({"keep_alive": "soon"}), "soon"),
         (json!({"n": 2}), "`n`"),
         (json!({"tools": [{"type": "function"}]}), "tools"),
-        (json!({"logprobs": true}), "logprobs"),
+        (json!({"logprobs": "yes"}), "boolean"),
+        (
+            json!({"logprobs": true, "top_logprobs": 21}),
+            "top_logprobs",
+        ),
         (json!({"logit_bias": {"5": 1}}), "logit_bias"),
         (json!({"frequency_penalty": 0.5}), "frequency_penalty"),
         (

@@ -2,12 +2,16 @@
 //!
 //! Sources: proc(5), `Documentation/filesystems/proc.rst` (smaps, clear_refs), `Documentation/admin-guide/blockdev/zram.rst`.
 
-use std::fs::{self, File};
+mod page_cache;
+
+use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
+
+pub(crate) use page_cache::{PageCache, release_program};
 
 /// Resident memory of this process, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -116,13 +120,6 @@ impl MappedFile {
             Ok(now) if now == *self => FileState::Present,
             Ok(_) => FileState::Replaced,
             Err(_) => FileState::Missing,
-        }
-    }
-
-    /// Gives back what the page cache holds of it. Advice: what somebody has mapped stays.
-    pub fn drop_page_cache(&self) {
-        if let Ok(file) = File::open(&self.path) {
-            let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed);
         }
     }
 
