@@ -1,7 +1,7 @@
 //! Generates text with a model that may be larger than memory.
 //!
 //! ```text
-//! cargo run --release -p pager --example generate -- model.gguf 7GiB
+//! cargo run --release -p pager --example generate_paged -- model.gguf 7GiB
 //! ```
 
 use std::ops::ControlFlow;
