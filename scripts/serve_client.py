@@ -1,5 +1,6 @@
 """A server with real models, and clients that cost next to nothing: they share the CPUs with what they measure."""
 
+import argparse
 import http.client
 import json
 import os
@@ -135,6 +136,17 @@ def output_of(command):
     if process.wait() != 0:
         raise RuntimeError(f"{command} failed")
     return received
+
+
+def parser_of(description, modes):
+    """The parser of a script that measures a server: what to do, and where the program and the models are."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("mode", choices=modes)
+    target = os.environ.get("CARGO_TARGET_DIR", "target")
+    cache = os.environ.get("FAULTLINE_CACHE", os.path.expanduser("~/.cache/faultline"))
+    parser.add_argument("--binary", default=f"{target}/release/faultline")
+    parser.add_argument("--models", default=f"{cache}/models")
+    return parser
 
 
 def table(name, path, keys=""):

@@ -5,7 +5,6 @@
   idle    load, ask, unload, again and again: what stays of a load in memory and in the page cache, and the first token after a reload
 """
 
-import argparse
 import os
 import shutil
 import statistics
@@ -14,7 +13,7 @@ import tempfile
 import threading
 import time
 
-from serve_client import QUESTION, Server, mib, table
+from serve_client import QUESTION, Server, mib, parser_of, table
 
 
 def shared_beginning(a, b):
@@ -98,12 +97,7 @@ def idle(arguments, small, _coder):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("mode", choices=("soak", "idle"))
-    target = os.environ.get("CARGO_TARGET_DIR", "target")
-    cache = os.environ.get("FAULTLINE_CACHE", os.path.expanduser("~/.cache/faultline"))
-    parser.add_argument("--binary", default=f"{target}/release/faultline")
-    parser.add_argument("--models", default=f"{cache}/models")
+    parser = parser_of(__doc__, ("soak", "idle"))
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--seconds", type=int, default=300)
     parser.add_argument("--budget", default="1GiB")

@@ -8,15 +8,13 @@ The two take turns, with each other's place changed each time, and load the mode
 medians with its 95 % interval (bootstrap over pairs).
 """
 
-import argparse
 import itertools
 import json
-import os
 import random
 import statistics
 import subprocess
 
-from serve_client import QUESTION, Server, arrival, output_of, table
+from serve_client import QUESTION, Server, arrival, output_of, parser_of, table
 
 WINDOW = 16
 
@@ -102,13 +100,8 @@ def batch(arguments, name, path):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("mode", choices=("token", "batch"))
-    target = os.environ.get("CARGO_TARGET_DIR", "target")
-    cache = os.environ.get("FAULTLINE_CACHE", os.path.expanduser("~/.cache/faultline"))
-    parser.add_argument("--binary", default=f"{target}/release/faultline")
+    parser = parser_of(__doc__, ("token", "batch"))
     parser.add_argument("--bench", help='llama-batched-bench: "$(scripts/llama-bench.sh --tool llama-batched-bench --unpatched --path)"')
-    parser.add_argument("--models", default=f"{cache}/models")
     parser.add_argument("--only", choices=("smollm2-135m", "qwen2.5-coder-0.5b"), help="one of the models")
     parser.add_argument("--streams", type=int, default=4)
     parser.add_argument("--tokens", type=int, default=128)
