@@ -5,57 +5,31 @@ mod child;
 mod decode;
 mod files;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use child::in_child;
 use decode::{
-    Decoder, context_params, decode_until_it_works, expected, folder, model_file, options, paged,
+    Decoder, Fixture, assert_at_rest, context_params, decode_until_it_works, expected, options,
+    paged,
 };
 use files::engines;
 use pager::engine::{EngineChoice, Fault, Faults};
-use pager::{PagedModel, Pager, Slices};
+use pager::{PagedModel, Slices};
 
 const SHAPE: &str = "tiny-gpt-oss-f16";
 const N_CTX: u32 = 128;
 const N_PROMPT: i32 = 7;
 const N_STEPS: usize = 24;
 
-struct Fixture {
-    _folder: tempfile::TempDir,
-    path: PathBuf,
-    budget_bytes: u64,
-    expected: Vec<Vec<u32>>,
+fn fixture(shape: &str) -> Fixture {
+    Fixture::new(shape, N_CTX, N_PROMPT, N_STEPS)
 }
 
 impl Fixture {
-    fn new(shape: &str) -> Fixture {
-        let folder = folder();
-        let path = model_file(folder.path(), shape);
-        Fixture {
-            budget_bytes: decode::smallest_budget(&path, N_CTX),
-            expected: expected(&path, N_CTX, N_PROMPT, N_STEPS),
-            path,
-            _folder: folder,
-        }
-    }
-
     fn load(&self, engine: EngineChoice) -> PagedModel {
         paged(&self.path, options(self.budget_bytes, engine))
     }
-}
-
-/// Nothing is pinned and nothing is on its way, and every slot has a place.
-#[track_caller]
-fn assert_at_rest(pager: &Pager) {
-    let census = pager.census();
-    assert_eq!(
-        (census.n_lost, census.n_pinned, census.n_in_flight),
-        (0, 0, 0),
-        "{census:?}"
-    );
-    let n_slots: u32 = pager.plan().slots.iter().map(|class| class.n_slots).sum();
-    assert_eq!(census.n_free + census.n_resident, n_slots as usize);
 }
 
 /// Every 30th request meets the fault: fewer than those of one layer, so no read meets it four times.
@@ -67,7 +41,7 @@ fn now_and_then(fault: Fault) -> Faults {
 #[test]
 fn faults_that_pass_change_no_logit() {
     in_child("faults_that_pass_change_no_logit", || {
-        let fixture = Fixture::new(SHAPE);
+        let fixture = fixture(SHAPE);
         let faults = [
             (
                 "delay",
@@ -124,7 +98,7 @@ fn a_fault_that_stays_ends_the_decode_by_name_and_the_model_can_be_used_again() 
     in_child(
         "a_fault_that_stays_ends_the_decode_by_name_and_the_model_can_be_used_again",
         || {
-            let fixture = Fixture::new(SHAPE);
+            let fixture = fixture(SHAPE);
             let name = "blk.1.ffn_down_exps.weight";
             let experts = experts_of(&fixture.path, name);
             for engine in engines() {
@@ -168,7 +142,7 @@ fn a_fault_that_stays_ends_the_decode_by_name_and_the_model_can_be_used_again() 
 #[test]
 fn the_same_pager_goes_on_when_the_device_is_back() {
     in_child("the_same_pager_goes_on_when_the_device_is_back", || {
-        let fixture = Fixture::new(SHAPE);
+        let fixture = fixture(SHAPE);
         let expected = expected(&fixture.path, N_CTX, 1, 12);
         for engine in engines() {
             for n_broken in [30, 400] {
@@ -194,7 +168,7 @@ fn the_same_pager_goes_on_when_the_device_is_back() {
 #[test]
 fn rows_of_the_embedding_fail_as_experts_do() {
     in_child("rows_of_the_embedding_fail_as_experts_do", || {
-        let fixture = Fixture::new("tiny-gpt-oss-wide");
+        let fixture = fixture("tiny-gpt-oss-wide");
         let tables = gguf::ModelFiles::open(&fixture.path).unwrap();
         let slices = Slices::new(&tables).unwrap();
         let embedding = slices

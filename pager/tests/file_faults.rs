@@ -12,9 +12,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use child::in_child;
-use decode::{Decoder, context_params, expected, folder, model_file, options, paged};
+use decode::{Decoder, Fixture, context_params, options, paged};
 use files::engines;
 use llama_rs::{NodeObserver, Pending, Step};
+use pager::engine::EngineChoice;
 
 const SHAPE: &str = "tiny-gpt-oss-f16";
 const N_CTX: u32 = 128;
@@ -50,77 +51,59 @@ impl<F: FnOnce() + Send> NodeObserver for Damage<F> {
     }
 }
 
-/// Decodes while the damage is done, and gives how each step ended. Whatever comes is that of a healthy model.
-fn decode_through(
-    path: &Path,
-    engine: pager::engine::EngineChoice,
-    expected: &[Vec<u32>],
-    budget_bytes: u64,
-    damage: impl FnOnce() + Send + 'static,
-) -> Vec<Result<(), String>> {
-    let model = paged(path, options(budget_bytes, engine));
-    let (mut context, pager) = model.context(&context_params(N_CTX)).unwrap();
-    let done = Arc::new(AtomicUsize::new(0));
-    context
-        .set_observer(Damage {
-            steps: 0,
-            operations: 0,
-            damage: Some(damage),
-            done: Arc::clone(&done),
-        })
-        .unwrap();
-    let mut decoder = Decoder::new(N_PROMPT);
-    let mut ends = Vec::new();
-    for expected in expected {
-        let end = decoder.step(&mut context);
-        ends.push(match end {
-            Ok(logits) => {
-                assert!(logits == *expected, "{engine:?}: wrong logits");
-                Ok(())
-            }
-            Err(error) => Err(error.to_string()),
-        });
-    }
-    assert_eq!(done.load(Ordering::Relaxed), 1, "nothing was damaged");
-    assert_eq!(pager.census().n_lost, 0);
-    ends
-}
-
 /// A name, and what is done to a file.
 type Case = (&'static str, fn(&Path));
 
-struct Fixture {
-    folder: tempfile::TempDir,
-    original: PathBuf,
-    budget_bytes: u64,
-    expected: Vec<Vec<u32>>,
+fn fixture() -> Fixture {
+    Fixture::new(SHAPE, N_CTX, N_PROMPT, N_STEPS)
 }
 
 impl Fixture {
-    fn new() -> Fixture {
-        let folder = folder();
-        let original = model_file(folder.path(), SHAPE);
-        Fixture {
-            budget_bytes: decode::smallest_budget(&original, N_CTX),
-            expected: expected(&original, N_CTX, N_PROMPT, N_STEPS),
-            original,
-            folder,
-        }
-    }
-
     fn copy(&self) -> PathBuf {
         let path = self.folder.path().join("used.gguf");
         // A file of its own, not the one of the last case.
         let _ = fs::remove_file(&path);
-        fs::copy(&self.original, &path).unwrap();
+        fs::copy(&self.path, &path).unwrap();
         path
+    }
+
+    /// Decodes from a copy while the damage is done to it, and gives how each step ended. Whatever comes is that of a healthy model.
+    fn decode_through(&self, engine: EngineChoice, damage: fn(&Path)) -> Vec<Result<(), String>> {
+        let path = self.copy();
+        let used = path.clone();
+        let model = paged(&path, options(self.budget_bytes, engine));
+        let (mut context, pager) = model.context(&context_params(N_CTX)).unwrap();
+        let done = Arc::new(AtomicUsize::new(0));
+        context
+            .set_observer(Damage {
+                steps: 0,
+                operations: 0,
+                damage: Some(move || damage(&used)),
+                done: Arc::clone(&done),
+            })
+            .unwrap();
+        let mut decoder = Decoder::new(N_PROMPT);
+        let mut ends = Vec::new();
+        for expected in &self.expected {
+            let end = decoder.step(&mut context);
+            ends.push(match end {
+                Ok(logits) => {
+                    assert!(logits == *expected, "{engine:?}: wrong logits");
+                    Ok(())
+                }
+                Err(error) => Err(error.to_string()),
+            });
+        }
+        assert_eq!(done.load(Ordering::Relaxed), 1, "nothing was damaged");
+        assert_eq!(pager.census().n_lost, 0);
+        ends
     }
 }
 
 #[test]
 fn a_file_whose_name_is_gone_is_read_on() {
     in_child("a_file_whose_name_is_gone_is_read_on", || {
-        let fixture = Fixture::new();
+        let fixture = fixture();
         let damages: [Case; 3] = [
             ("deleted", |path| fs::remove_file(path).unwrap()),
             ("replaced", |path| {
@@ -134,15 +117,7 @@ fn a_file_whose_name_is_gone_is_read_on() {
         ];
         for engine in engines() {
             for (name, damage) in damages {
-                let path = fixture.copy();
-                let used = path.clone();
-                let ends = decode_through(
-                    &path,
-                    engine,
-                    &fixture.expected,
-                    fixture.budget_bytes,
-                    move || damage(&used),
-                );
+                let ends = fixture.decode_through(engine, damage);
                 assert!(
                     ends.iter().all(Result::is_ok),
                     "{engine:?}, {name}: {ends:?}"
@@ -157,7 +132,7 @@ fn a_file_that_is_cut_or_written_to_ends_the_decode_by_its_name() {
     in_child(
         "a_file_that_is_cut_or_written_to_ends_the_decode_by_its_name",
         || {
-            let fixture = Fixture::new();
+            let fixture = fixture();
             let damages: [Case; 3] = [
                 ("cut to a page", |path| {
                     let file = OpenOptions::new().write(true).open(path).unwrap();
@@ -180,15 +155,7 @@ fn a_file_that_is_cut_or_written_to_ends_the_decode_by_its_name() {
             ];
             for engine in engines() {
                 for (name, damage) in damages {
-                    let path = fixture.copy();
-                    let used = path.clone();
-                    let ends = decode_through(
-                        &path,
-                        engine,
-                        &fixture.expected,
-                        fixture.budget_bytes,
-                        move || damage(&used),
-                    );
+                    let ends = fixture.decode_through(engine, damage);
                     let (before, after) = ends.split_at(STEP);
                     assert!(before.iter().all(Result::is_ok), "{name}: {before:?}");
                     for end in after {

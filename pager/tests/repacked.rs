@@ -5,7 +5,9 @@ mod decode;
 
 use std::path::Path;
 
-use decode::{context_of_threads, decode_until_it_works, logits, model_file, options};
+use decode::{
+    assert_at_rest, context_of_threads, decode_until_it_works, logits, model_file, options,
+};
 use llama_rs::{Backend, Context, Model, ModelParams};
 use pager::engine::{EngineChoice, Fault, Faults};
 use pager::{PagedModel, PagerOptions, Replay};
@@ -31,7 +33,7 @@ fn expected(path: &Path) -> Vec<Vec<u32>> {
 }
 
 /// Decodes with the smallest budget, with half of what that lacks, and with all. Gives how many weights are repacked where they are.
-fn check(path: &Path, dense_on_demand: bool) -> usize {
+fn n_repacked(path: &Path, dense_on_demand: bool) -> usize {
     let expected = expected(path);
     let options = |budget_bytes| PagerOptions {
         dense_on_demand,
@@ -56,12 +58,19 @@ fn check(path: &Path, dense_on_demand: bool) -> usize {
                 path.display(),
                 pager.plan()
             );
-            let census = pager.census();
-            assert_eq!((census.n_lost, census.n_pinned), (0, 0), "{census:?}");
-            assert_eq!(census.n_in_flight, 0, "{census:?}");
+            assert_at_rest(&pager);
         }
     }
     n_packed
+}
+
+fn check(shapes: &[&str], dense_on_demand: bool) {
+    let folder = decode::folder();
+    for name in shapes {
+        let path = model_file(folder.path(), name);
+        let n_packed = n_repacked(&path, dense_on_demand);
+        assert_eq!(n_packed > 0, has_repacked_kernels(), "{name}: {n_packed}");
+    }
 }
 
 fn has_repacked_kernels() -> bool {
@@ -73,26 +82,17 @@ fn has_repacked_kernels() -> bool {
 
 #[test]
 fn logits_are_those_of_repacked_copies_at_any_budget() {
-    let folder = decode::folder();
-    for name in ["tiny-gpt-oss", "tiny-deepseek2-q4_k"] {
-        let path = model_file(folder.path(), name);
-        let n_packed = check(&path, false);
-        assert_eq!(n_packed > 0, has_repacked_kernels(), "{name}: {n_packed}");
-    }
+    check(&["tiny-gpt-oss", "tiny-deepseek2-q4_k"], false);
 }
 
 #[test]
 fn streamed_matrices_are_repacked_in_the_ring() {
-    let folder = decode::folder();
-    for name in [
+    let names = [
         "tiny-llama-untied-q4_k",
         "tiny-llama-q4_k",
         "tiny-qwen3moe-q4_k",
-    ] {
-        let path = model_file(folder.path(), name);
-        let n_packed = check(&path, true);
-        assert_eq!(n_packed > 0, has_repacked_kernels(), "{name}: {n_packed}");
-    }
+    ];
+    check(&names, true);
 }
 
 /// With replay dense matrices arrive while the model is loaded, and are repacked when the first of its contexts needs them; experts

@@ -9,8 +9,7 @@ use std::time::Duration;
 
 use child::in_child;
 use decode::{
-    Decoder, context_params, decode_until_it_works, expected, folder, model_file, paged,
-    smallest_budget,
+    Decoder, Fixture, assert_at_rest, context_params, decode_until_it_works, expected, paged,
 };
 use files::engines;
 use llama_rs::{Context, Pick, Router};
@@ -21,30 +20,15 @@ const N_CTX: u32 = 64;
 const N_PROMPT: i32 = 7;
 const N_STEPS: usize = 12;
 
-/// A model, and where its patterns are kept.
-struct Fixture {
-    folder: tempfile::TempDir,
-    path: PathBuf,
-    budget_min_bytes: u64,
-    expected: Vec<Vec<u32>>,
+fn fixture(shape: &str) -> Fixture {
+    Fixture::new(shape, N_CTX, N_PROMPT, N_STEPS)
 }
 
 impl Fixture {
-    fn new(shape: &str) -> Fixture {
-        let folder = folder();
-        let path = model_file(folder.path(), shape);
-        Fixture {
-            budget_min_bytes: smallest_budget(&path, N_CTX),
-            expected: expected(&path, N_CTX, N_PROMPT, N_STEPS),
-            path,
-            folder,
-        }
-    }
-
     fn options(&self, more_bytes: u64, engine: EngineChoice) -> PagerOptions {
         PagerOptions {
             replay: Replay::In(self.folder.path().join("patterns")),
-            ..decode::options(self.budget_min_bytes + more_bytes, engine)
+            ..decode::options(self.budget_bytes + more_bytes, engine)
         }
     }
 
@@ -89,14 +73,6 @@ impl Fixture {
     }
 }
 
-/// Nothing is pinned and nothing is on its way, and every slot has a place.
-#[track_caller]
-fn assert_at_rest(pager: &Pager) {
-    let census = pager.census();
-    let found = (census.n_lost, census.n_pinned, census.n_in_flight);
-    assert_eq!(found, (0, 0, 0), "{census:?}");
-}
-
 fn size_bytes(path: &Path) -> u64 {
     std::fs::metadata(path).unwrap().len()
 }
@@ -108,7 +84,7 @@ fn a_second_start_reads_what_the_first_one_needed() {
         "tiny-qwen3moe-q8_0",
         "tiny-deepseek2-f16",
     ] {
-        let fixture = Fixture::new(shape);
+        let fixture = fixture(shape);
         for engine in engines() {
             let _ = std::fs::remove_dir_all(fixture.folder.path().join("patterns"));
             let ample = fixture.options(4 * size_bytes(&fixture.path), engine);
@@ -151,7 +127,7 @@ impl Router for Contrary {
 
 #[test]
 fn what_another_routing_needed_changes_no_logit() {
-    let fixture = Fixture::new("tiny-gpt-oss-f16");
+    let fixture = fixture("tiny-gpt-oss-f16");
     for more_bytes in [0, size_bytes(&fixture.path) / 4] {
         let options = fixture.options(more_bytes, EngineChoice::Auto);
         {
@@ -171,7 +147,7 @@ fn what_another_routing_needed_changes_no_logit() {
 
 #[test]
 fn a_file_that_is_broken_is_ignored_and_replaced() {
-    let fixture = Fixture::new("tiny-gpt-oss-f16");
+    let fixture = fixture("tiny-gpt-oss-f16");
     let options = fixture.options(0, EngineChoice::Auto);
     fixture.run(&options);
     let file = fixture.pattern_file();
@@ -208,7 +184,7 @@ fn known(fixture: &Fixture, engine: EngineChoice) -> (PagedModel, PagerOptions) 
 #[test]
 fn faults_of_the_device_while_it_replays() {
     in_child("faults_of_the_device_while_it_replays", || {
-        let fixture = Fixture::new("tiny-gpt-oss-f16");
+        let fixture = fixture("tiny-gpt-oss-f16");
         let tables = gguf::ModelFiles::open(&fixture.path).unwrap();
         let slices = Slices::new(&tables).unwrap();
         let first_bytes: Vec<(u32, u64)> = slices
@@ -258,7 +234,7 @@ fn faults_of_the_device_while_it_replays() {
 
 #[test]
 fn a_model_can_be_left_while_it_replays() {
-    let fixture = Fixture::new("tiny-gpt-oss-f16");
+    let fixture = fixture("tiny-gpt-oss-f16");
     for engine in engines() {
         let (model, options) = known(&fixture, engine);
         let slow = (0..2000).map(|_| Some(Fault::Delay(Duration::from_millis(5))));

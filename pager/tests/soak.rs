@@ -5,7 +5,7 @@ mod decode;
 mod files;
 
 use child::in_child;
-use decode::{Decoder, context_params, expected, folder, model_file, options, paged};
+use decode::{Decoder, Fixture, assert_at_rest, context_params, options, paged};
 use files::engines;
 use llama_rs::Context;
 use pager::engine::Faults;
@@ -28,19 +28,16 @@ fn two_thousand_tokens_lose_no_slot_and_change_no_logit() {
             let engines = engines();
             let n_each = N_TOKENS / engines.len();
             let n_ctx = n_each as u32 + 64;
-            let folder = folder();
-            let path = model_file(folder.path(), SHAPE);
-            let expected = expected(&path, n_ctx, N_PROMPT, n_each);
-            let smallest = decode::smallest_budget(&path, n_ctx);
-            let size_bytes = std::fs::metadata(&path).unwrap().len();
+            let fixture = Fixture::new(SHAPE, n_ctx, N_PROMPT, n_each);
+            let size_bytes = std::fs::metadata(&fixture.path).unwrap().len();
             let mut rng = StdRng::seed_from_u64(5);
             for engine in engines {
-                let model = paged(&path, options(smallest, engine));
+                let model = paged(&fixture.path, options(fixture.budget_bytes, engine));
                 let mut context = Context::new(model.model(), &context_params(n_ctx)).unwrap();
                 let mut decoder = Decoder::new(N_PROMPT);
                 let (mut n_done, mut n_retries, mut n_evictions) = (0, 0, 0);
                 while n_done < n_each {
-                    let budget_bytes = smallest + rng.random_range(0..size_bytes / 2);
+                    let budget_bytes = fixture.budget_bytes + rng.random_range(0..size_bytes / 2);
                     let per_mille = rng.random_range(0..=FAULTS_MAX_PER_MILLE);
                     let faults = Faults::random(rng.random(), per_mille);
                     let options = options(budget_bytes, engine);
@@ -52,7 +49,10 @@ fn two_thousand_tokens_lose_no_slot_and_change_no_logit() {
                     while n_done < until {
                         match decoder.step(&mut context) {
                             Ok(logits) => {
-                                assert!(logits == expected[n_done], "{engine:?}, token {n_done}");
+                                assert!(
+                                    logits == fixture.expected[n_done],
+                                    "{engine:?}, token {n_done}"
+                                );
                                 n_done += 1;
                             }
                             // Four times in a row the same read failed.
@@ -63,14 +63,7 @@ fn two_thousand_tokens_lose_no_slot_and_change_no_logit() {
                             }
                         }
                     }
-                    let census = pager.census();
-                    assert_eq!(
-                        (census.n_lost, census.n_pinned, census.n_in_flight),
-                        (0, 0, 0),
-                        "{engine:?}, token {n_done}: {census:?}"
-                    );
-                    let n_slots: u32 = pager.plan().slots.iter().map(|class| class.n_slots).sum();
-                    assert_eq!(census.n_free + census.n_resident, n_slots as usize);
+                    assert_at_rest(&pager);
                     n_retries += pager.read_counters().n_retries;
                     n_evictions += pager.counters().n_evictions;
                 }

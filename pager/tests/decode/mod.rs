@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use llama_rs::{Backend, Batch, Context, ContextParams, Model, ModelParams, Token};
 use model_shapes::Shape;
 use pager::engine::{EngineChoice, Preference};
-use pager::{Budget, PagedModel, PagerOptions};
+use pager::{Budget, PagedModel, Pager, PagerOptions};
 
 /// A folder on the disk that the tests are built on: reads there can be direct.
 pub(crate) fn folder() -> tempfile::TempDir {
@@ -91,6 +91,40 @@ pub(crate) fn smallest_budget(path: &Path, n_ctx: u32) -> u64 {
     let model = paged(path, options(1 << 40, EngineChoice::Auto));
     let (_, pager) = model.context(&context_params(n_ctx)).unwrap();
     pager.plan().budget_min_bytes
+}
+
+/// A model in a folder of its own, and what it gives when it is mapped.
+pub(crate) struct Fixture {
+    pub(crate) folder: tempfile::TempDir,
+    pub(crate) path: PathBuf,
+    /// The smallest that works.
+    pub(crate) budget_bytes: u64,
+    /// See [`expected`].
+    pub(crate) expected: Vec<Vec<u32>>,
+}
+
+impl Fixture {
+    /// `n_steps` steps after a prompt of `n_prompt` tokens, in a context of `n_ctx`.
+    pub(crate) fn new(shape: &str, n_ctx: u32, n_prompt: i32, n_steps: usize) -> Fixture {
+        let folder = folder();
+        let path = model_file(folder.path(), shape);
+        Fixture {
+            budget_bytes: smallest_budget(&path, n_ctx),
+            expected: expected(&path, n_ctx, n_prompt, n_steps),
+            path,
+            folder,
+        }
+    }
+}
+
+/// Nothing is pinned and nothing is on its way, and every slot has a place.
+#[track_caller]
+pub(crate) fn assert_at_rest(pager: &Pager) {
+    let census = pager.census();
+    let found = (census.n_lost, census.n_pinned, census.n_in_flight);
+    assert_eq!(found, (0, 0, 0), "{census:?}");
+    let n_slots: u32 = pager.plan().slots.iter().map(|class| class.n_slots).sum();
+    assert_eq!(census.n_free + census.n_resident, n_slots as usize);
 }
 
 /// Greedy decoding, one step at a time. A step that failed can be tried again.
