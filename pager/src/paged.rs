@@ -388,11 +388,7 @@ impl PagedModel {
         // Both would not fit.
         *pinned = None;
         let (engine, _) = open_engine(Arc::clone(&self.files), None, reads)?;
-        let packing_of = |tensor: &DenseTensor| {
-            let mut weights = weights.iter();
-            let is_it = |name: &str| self.slices.tensor(name) == Some(tensor.tensor);
-            weights.find(|weight| is_it(&weight.name))?.packing
-        };
+        let packing_of = |tensor: &DenseTensor| self.slices.packing(weights, tensor.tensor);
         let read = Arc::new(Pinned::read(&self.files, &stay, engine, packing_of)?);
         Ok(Some(Arc::clone(pinned.insert(read))))
     }

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 
 use gguf::{ModelFiles, TensorInfo, is_expert_name};
+use llama_rs::{LoadedWeight, Packing};
 use serde::Serialize;
 
 /// Number of a sparse slice: an expert of one tensor. Those of a layer follow each other, and so do those of a tensor.
@@ -349,6 +350,12 @@ impl Slices {
     /// Index of the tensor of this name among all tensors of the model.
     pub fn tensor(&self, name: &str) -> Option<usize> {
         self.by_name.get(name).copied()
+    }
+
+    /// How llama.cpp repacks a tensor of a loaded model, by its index among all; `None` if it leaves it as it is in the file.
+    pub(crate) fn packing(&self, weights: &[LoadedWeight], tensor: usize) -> Option<Packing> {
+        let is_it = |weight: &&LoadedWeight| self.tensor(&weight.name) == Some(tensor);
+        weights.iter().find(is_it)?.packing
     }
 
     /// The number of a tensor's slice; `None` if the tensor is dense or there is no such slice. Two loads.

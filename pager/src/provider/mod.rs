@@ -164,12 +164,7 @@ impl Provider {
             arrivals,
             pinned,
         } = loaded;
-        let packing_of = |tensor: usize| {
-            let mut weights = weights.iter();
-            weights
-                .find(|weight| slices.tensor(&weight.name) == Some(tensor))?
-                .packing
-        };
+        let packing_of = |tensor: usize| slices.packing(&weights, tensor);
         let mut offsets = Vec::new();
         let mut size_bytes = 0;
         for class in &plan.slots {
