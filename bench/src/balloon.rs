@@ -122,29 +122,21 @@ impl Drop for Piece {
 mod tests {
     use super::*;
 
-    fn locked_kib() -> u64 {
-        let status = fs::read_to_string("/proc/self/status").unwrap();
-        let line = status
-            .lines()
-            .find(|line| line.starts_with("VmLck:"))
-            .unwrap();
-        line.split_ascii_whitespace()
-            .nth(1)
-            .unwrap()
-            .parse()
-            .unwrap()
+    fn locked_bytes() -> u64 {
+        let status = resident::Status::own().unwrap();
+        status.bytes("VmLck").unwrap()
     }
 
     #[test]
     fn memory_is_locked_and_given_back() {
-        let before = locked_kib();
+        let before = locked_bytes();
         let piece = match Piece::lock(8 * MIB) {
             Ok(piece) => piece,
             Err(error) => return eprintln!("skipped: {error}"),
         };
-        assert_eq!(locked_kib() - before, 8 * 1024);
+        assert_eq!(locked_bytes() - before, 8 * MIB);
         drop(piece);
-        assert_eq!(locked_kib(), before);
+        assert_eq!(locked_bytes(), before);
     }
 
     #[test]

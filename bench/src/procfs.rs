@@ -50,30 +50,13 @@ pub(crate) struct Status {
 
 /// VmHWM, RssAnon and RssFile of process `pid`.
 pub(crate) fn status(pid: u32) -> io::Result<Status> {
-    Ok(parse_status(&fs::read_to_string(format!(
-        "/proc/{pid}/status"
-    ))?))
-}
-
-fn parse_status(text: &str) -> Status {
-    let kib = |key: &str| {
-        text.lines()
-            .find_map(|line| {
-                line.strip_prefix(key)?
-                    .strip_prefix(':')?
-                    .split_ascii_whitespace()
-                    .next()?
-                    .parse()
-                    .ok()
-            })
-            .unwrap_or(0u64)
-            * 1024
-    };
-    Status {
-        peak_bytes: kib("VmHWM"),
-        anon_bytes: kib("RssAnon"),
-        file_bytes: kib("RssFile"),
-    }
+    let status = resident::Status::of(pid)?;
+    let bytes = |field| status.bytes(field).unwrap_or(0);
+    Ok(Status {
+        peak_bytes: bytes("VmHWM"),
+        anon_bytes: bytes("RssAnon"),
+        file_bytes: bytes("RssFile"),
+    })
 }
 
 /// Bytes that this process caused to be fetched from storage; `None` where the kernel does not count them.
@@ -188,17 +171,6 @@ mod tests {
             }
         );
         assert!(parse_statm("5000 x", 4096).is_none());
-    }
-
-    #[test]
-    fn status_fields() {
-        let text =
-            "Name:\tbench\nVmHWM:\t    2048 kB\nRssAnon:\t     512 kB\nRssFile:\t    1024 kB\n";
-        let status = parse_status(text);
-        assert_eq!(
-            (status.peak_bytes, status.anon_bytes, status.file_bytes),
-            (2 << 20, 512 << 10, 1 << 20)
-        );
     }
 
     #[test]

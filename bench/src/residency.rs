@@ -1,11 +1,9 @@
 //! Which bytes of the model's files are in the page cache, by `mincore` on a mapping that is never touched.
 
-use std::ffi::c_void;
 use std::fs::File;
 use std::io;
 use std::path::Path;
 
-use rustix::mm::{MapFlags, ProtFlags};
 use serde::{Deserialize, Serialize};
 
 /// Bytes mapped at a time: bounds the result vector to 64 KiB for 4 KiB pages.
@@ -25,7 +23,7 @@ pub(crate) fn resident_runs(file: &File, mut f: impl FnMut(u64, u64)) -> io::Res
     let mut window = 0;
     while window < len {
         let window_len = WINDOW_BYTES.min(len - window);
-        query(file, window, window_len, &mut flags)?;
+        resident::mincore_file(file, window, window_len, &mut flags)?;
         for (index, flag) in flags.iter().enumerate() {
             let start = window + index as u64 * page;
             let end = (start + page).min(len);
@@ -52,46 +50,6 @@ pub(crate) fn resident_bytes(path: &Path) -> io::Result<u64> {
     let mut total = 0;
     resident_runs(&File::open(path)?, |_, bytes| total += bytes)?;
     Ok(total)
-}
-
-/// Fills `flags` with one byte per page of `file[offset..offset + len]`.
-fn query(file: &File, offset: u64, len: u64, flags: &mut Vec<u8>) -> io::Result<()> {
-    let len = usize::try_from(len).map_err(io::Error::other)?;
-    let page = rustix::param::page_size();
-    flags.clear();
-    flags.resize(len.div_ceil(page), 0);
-    // SAFETY: a null hint lets the kernel choose the address, so no existing mapping is replaced; the mapping is not
-    // turned into a reference, it only serves as an address range for `mincore`.
-    let address = unsafe {
-        rustix::mm::mmap(
-            std::ptr::null_mut(),
-            len,
-            ProtFlags::READ,
-            MapFlags::SHARED,
-            file,
-            offset,
-        )?
-    };
-    let mapping = Mapping { address, len };
-    // SAFETY: the range is the mapping made above, page-aligned, and `flags` holds one byte for each of its pages.
-    let status = unsafe { libc::mincore(mapping.address, mapping.len, flags.as_mut_ptr()) };
-    if status == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
-}
-
-struct Mapping {
-    address: *mut c_void,
-    len: usize,
-}
-
-impl Drop for Mapping {
-    fn drop(&mut self) {
-        // SAFETY: the range was mapped by `query`, is unmapped only here, and nothing refers into it.
-        let _ = unsafe { rustix::mm::munmap(self.address, self.len) };
-    }
 }
 
 /// Bytes of a model's files, by what they are for.

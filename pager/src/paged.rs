@@ -452,13 +452,7 @@ impl Pager {
 
 /// Resident anonymous memory of this process.
 fn anonymous_bytes() -> std::io::Result<u64> {
-    let status = std::fs::read_to_string("/proc/self/status")?;
-    let kib = status
-        .lines()
-        .find_map(|line| line.strip_prefix("RssAnon:")?.trim().strip_suffix("kB"))
-        .and_then(|number| number.trim().parse::<u64>().ok())
-        .ok_or(std::io::ErrorKind::InvalidData)?;
-    Ok(kib << 10)
+    resident::Status::own()?.bytes("RssAnon")
 }
 
 /// Gives back what the page cache holds of the files. Advice: whoever else has them mapped keeps them.

@@ -26,12 +26,8 @@ const HEAP_BYTES: u64 = 4 << 20;
 
 /// Anonymous memory of this process.
 fn anonymous_bytes() -> u64 {
-    let status = fs::read_to_string("/proc/self/status").unwrap();
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("RssAnon:"));
-    let kib = line.unwrap().trim().strip_suffix(" kB").unwrap();
-    kib.parse::<u64>().unwrap() << 10
+    let status = resident::Status::own().unwrap();
+    status.bytes("RssAnon").unwrap()
 }
 
 /// Decodes a model with what this process has for memory before `restrict`, within the smallest budget. Gives what the pager says of

@@ -4,6 +4,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use resident::{Status, kib_field};
 use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
@@ -39,10 +40,10 @@ impl Held {
             .iter()
             .map(|path| fs::canonicalize(path).unwrap_or_else(|_| path.clone()))
             .collect();
-        let status = read("/proc/self/status")?;
-        let held = of_status(&status).ok_or_else(|| Error::Process {
+        let held = Status::own().and_then(|status| of_status(&status));
+        let held = held.map_err(|source| Error::Process {
             path: "/proc/self/status".to_owned(),
-            source: io::ErrorKind::InvalidData.into(),
+            source,
         })?;
         Ok(Held {
             model_bytes: match names.is_empty() {
@@ -59,21 +60,12 @@ impl Held {
     }
 }
 
-/// The number of kB after a key of a file in `/proc`, in bytes.
-fn kibibytes(line: &str, key: &str) -> Option<u64> {
-    let rest = line.strip_prefix(key)?.strip_prefix(':')?;
-    let number: u64 = rest.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(number << 10)
-}
-
-/// Of `/proc/<pid>/status`; see proc_pid_status(5).
-fn of_status(text: &str) -> Option<Held> {
-    let value = |key: &str| text.lines().find_map(|line| kibibytes(line, key));
-    Some(Held {
-        anonymous_bytes: value("RssAnon")?,
-        file_bytes: value("RssFile")? + value("RssShmem")?,
+fn of_status(status: &Status) -> io::Result<Held> {
+    Ok(Held {
+        anonymous_bytes: status.bytes("RssAnon")?,
+        file_bytes: status.bytes("RssFile")? + status.bytes("RssShmem")?,
         model_bytes: 0,
-        page_tables_bytes: value("VmPTE")?,
+        page_tables_bytes: status.bytes("VmPTE")?,
     })
 }
 
@@ -88,7 +80,7 @@ fn of_maps(text: &str, names: &[PathBuf]) -> u64 {
             let name = line.splitn(6, ' ').nth(5).unwrap_or_default().trim_start();
             is_model = names.iter().any(|known| known.as_path() == Path::new(name));
         } else if is_model {
-            sum += kibibytes(line, "Rss").unwrap_or(0);
+            sum += kib_field(line, "Rss").unwrap_or(0);
         }
     }
     sum
@@ -121,14 +113,14 @@ Rss:                1000 kB
     #[test]
     fn status_has_the_kinds_apart() {
         let text = "Name:\tx\nVmPTE:\t      12 kB\nRssAnon:\t    512 kB\nRssFile:\t   1024 kB\nRssShmem:\t  4 kB\n";
-        let held = of_status(text).unwrap();
+        let held = of_status(&Status::parse(text)).unwrap();
         assert_eq!(
             (held.anonymous_bytes, held.file_bytes),
             (512 << 10, 1028 << 10)
         );
         assert_eq!(held.resident_bytes(), 1540 << 10);
         assert_eq!(held.page_tables_bytes, 12 << 10);
-        assert_eq!(of_status("RssAnon: 1 kB\n"), None);
+        assert!(of_status(&Status::parse("RssAnon: 1 kB\n")).is_err());
     }
 
     #[test]

@@ -4,8 +4,9 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+
+use resident::{cached_pages, count, is_told, mincore_mapped};
 
 /// Bytes of a page.
 pub(super) fn page_bytes() -> usize {
@@ -49,44 +50,19 @@ pub(super) enum Pages {
     Unknown,
 }
 
-/// Arguments of cachestat(2).
-#[repr(C)]
-struct CachestatRange {
-    offset: u64,
-    length: u64,
-}
-
-/// Results of cachestat(2), in pages.
-#[repr(C)]
-#[derive(Default)]
-struct Cachestat {
-    cached: u64,
-    dirty: u64,
-    writeback: u64,
-    evicted: u64,
-    recently_evicted: u64,
-}
-
-/// System call numbers that the libc crate lacks for some targets; the same on every architecture of Linux.
+/// The libc crate lacks it for some targets; the same on every architecture of Linux.
 const SYS_PROCESS_MADVISE: libc::c_long = 440;
-const SYS_CACHESTAT: libc::c_long = 451;
 
 impl Probe {
     /// The best one that is permitted for the file.
     pub(super) fn open(path: &Path) -> io::Result<Probe> {
         let file = File::open(path)?;
-        if cachestat(&file, 0, 1).is_ok() {
+        if cached_pages(&file, 0, 1).is_ok() {
             return Ok(Probe::Cachestat(file));
         }
-        let owner = file.metadata()?.uid();
-        // SAFETY: reads the process's user id.
-        let user = unsafe { libc::geteuid() };
-        let permitted =
-            user == 0 || owner == user || File::options().write(true).open(path).is_ok();
-        Ok(if permitted {
-            Probe::Mincore
-        } else {
-            Probe::None
+        Ok(match is_told(&file, path)? {
+            true => Probe::Mincore,
+            false => Probe::None,
         })
     }
 
@@ -100,7 +76,7 @@ impl Probe {
         vector: &mut Vec<u8>,
     ) -> Pages {
         match self {
-            Probe::Cachestat(file) => match cachestat(file, offset, length as u64) {
+            Probe::Cachestat(file) => match cached_pages(file, offset, length as u64) {
                 Ok(cached) => missing((length / page_bytes()) as u64, cached),
                 Err(_) => Pages::Unknown,
             },
@@ -113,8 +89,8 @@ impl Probe {
 /// The pages of an address range, whichever file is mapped there. For a few pages this is as good as `cachestat(2)`, and
 /// for a file of another user it calls all of them resident.
 pub(super) fn mapped_pages(range: &Range<usize>, vector: &mut Vec<u8>) -> Pages {
-    match mincore(range.start, range.len(), vector) {
-        Ok(cached) => missing((range.len() / page_bytes()) as u64, cached),
+    match mincore_mapped(range.clone(), vector) {
+        Ok(()) => missing((range.len() / page_bytes()) as u64, count(vector)),
         Err(_) => Pages::Unknown,
     }
 }
@@ -126,45 +102,6 @@ fn missing(pages: u64, cached: u64) -> Pages {
             bytes: missing * page_bytes() as u64,
         },
     }
-}
-
-/// Pages of the range that are in the page cache.
-fn cachestat(file: &File, offset: u64, length: u64) -> io::Result<u64> {
-    let range = CachestatRange { offset, length };
-    let mut result = Cachestat::default();
-    // SAFETY: the file is open; both structs have the kernel's layout and live during the call.
-    let status = unsafe {
-        libc::syscall(
-            SYS_CACHESTAT,
-            file.as_raw_fd(),
-            &raw const range,
-            &raw mut result,
-            0u32,
-        )
-    };
-    if status == 0 {
-        Ok(result.cached)
-    } else {
-        Err(io::Error::last_os_error())
-    }
-}
-
-/// Pages of the mapped range that are in memory.
-fn mincore(address: usize, length: usize, vector: &mut Vec<u8>) -> io::Result<u64> {
-    vector.clear();
-    vector.resize(length / page_bytes(), 0);
-    // SAFETY: mincore only looks at the page tables of the range, mapped or not; `vector` has a byte for each page.
-    let status = unsafe {
-        libc::mincore(
-            address as *mut libc::c_void,
-            length,
-            vector.as_mut_ptr().cast(),
-        )
-    };
-    if status != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(vector.iter().map(|page| u64::from(page & 1)).sum())
 }
 
 /// Bytes of one request. For one call the kernel reads no more than the device's readahead or its largest request,

@@ -9,6 +9,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use resident::{Status, kib_field};
 use serde::Serialize;
 
 pub(crate) use page_cache::{PageCache, release_program};
@@ -31,11 +32,12 @@ impl ProcessMemory {
     ///
     /// What reading it gives.
     pub fn read() -> io::Result<ProcessMemory> {
-        let text = fs::read_to_string("/proc/self/status")?;
+        let status = Status::own()?;
+        let bytes = |field| status.bytes(field).unwrap_or(0);
         Ok(ProcessMemory {
-            anonymous_bytes: kib_field(&text, "RssAnon:") + kib_field(&text, "RssShmem:"),
-            file_bytes: kib_field(&text, "RssFile:"),
-            peak_bytes: kib_field(&text, "VmHWM:"),
+            anonymous_bytes: bytes("RssAnon") + bytes("RssShmem"),
+            file_bytes: bytes("RssFile"),
+            peak_bytes: bytes("VmHWM"),
         })
     }
 
@@ -43,16 +45,6 @@ impl ProcessMemory {
     pub fn resident_bytes(&self) -> u64 {
         self.anonymous_bytes + self.file_bytes
     }
-}
-
-/// The value of a line such as `RssAnon:   123 kB` in bytes; 0 if there is none.
-fn kib_field(text: &str, name: &str) -> u64 {
-    let value = text.lines().find_map(|line| line.strip_prefix(name));
-    let number = value.and_then(|value| value.trim().strip_suffix("kB"));
-    number
-        .and_then(|number| number.trim().parse::<u64>().ok())
-        .unwrap_or(0)
-        << 10
 }
 
 /// Makes [`ProcessMemory::peak_bytes`] begin anew.
@@ -190,11 +182,12 @@ impl Smaps {
             if !is_wanted {
                 continue;
             }
-            sum.size_bytes += kib_field(line, "Size:");
-            sum.resident_bytes += kib_field(line, "Rss:");
-            sum.anonymous_bytes += kib_field(line, "Anonymous:");
-            sum.locked_bytes += kib_field(line, "Locked:");
-            sum.referenced_bytes += kib_field(line, "Referenced:");
+            let bytes = |field| kib_field(line, field).unwrap_or(0);
+            sum.size_bytes += bytes("Size");
+            sum.resident_bytes += bytes("Rss");
+            sum.anonymous_bytes += bytes("Anonymous");
+            sum.locked_bytes += bytes("Locked");
+            sum.referenced_bytes += bytes("Referenced");
         }
         sum
     }

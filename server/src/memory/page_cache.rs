@@ -1,10 +1,9 @@
 //! What the page cache holds of a model's files, and giving it back.
 //!
-//! Sources: cachestat(2) (Linux 6.5, `mm/filemap.c`), posix_fadvise(2), madvise(2).
+//! Sources: posix_fadvise(2), madvise(2).
 
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::AsRawFd;
 
 use rustix::fs::Advice;
 
@@ -43,49 +42,10 @@ impl PageCache {
     }
 }
 
-/// Arguments of cachestat(2).
-#[repr(C)]
-struct CachestatRange {
-    offset: u64,
-    length: u64,
-}
-
-/// Results of cachestat(2), in pages.
-#[repr(C)]
-#[derive(Default)]
-struct Cachestat {
-    cached: u64,
-    dirty: u64,
-    writeback: u64,
-    evicted: u64,
-    recently_evicted: u64,
-}
-
-/// The libc crate lacks it for some targets; the same on every architecture of Linux.
-const SYS_CACHESTAT: libc::c_long = 451;
-
 /// Bytes of a file that are in the page cache.
 fn cached_bytes(file: &MappedFile) -> io::Result<u64> {
-    let file = File::open(&file.path)?;
-    let all = CachestatRange {
-        offset: 0,
-        length: 0,
-    };
-    let mut result = Cachestat::default();
-    // SAFETY: the file is open; both structs have the kernel's layout and live during the call.
-    let status = unsafe {
-        libc::syscall(
-            SYS_CACHESTAT,
-            file.as_raw_fd(),
-            &raw const all,
-            &raw mut result,
-            0u32,
-        )
-    };
-    if status != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(result.cached * rustix::param::page_size() as u64)
+    let n_pages = resident::cached_pages(&File::open(&file.path)?, 0, 0)?;
+    Ok(n_pages * rustix::param::page_size() as u64)
 }
 
 /// Gives up this process's hold on the pages of programs and libraries that it runs: what only loading and computing needs stays

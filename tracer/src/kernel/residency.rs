@@ -2,19 +2,15 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
-use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+use resident::{cached_pages, count, is_told, mincore_file};
 
 use crate::{MARK_PAGE_BYTES, Resident, Tables};
 
 use super::KernelError;
 
 const WHAT: &str = "the residency of tensors";
-
-/// The same on every architecture of Linux.
-const SYS_CACHESTAT: libc::c_long = 451;
 
 /// Asks the kernel, tensor by tensor.
 ///
@@ -43,7 +39,7 @@ impl Residency {
         let files = paths.iter().map(|path| {
             let error = |error| KernelError::system(WHAT, "open a model file", &error);
             let opened = File::open(path).map_err(error)?;
-            if !may_ask(&opened, path).map_err(error)? {
+            if !is_told(&opened, path).map_err(error)? {
                 let path = path.display();
                 let reason = format!(
                     "{path}: the kernel tells it only to those who may write to the file; run as its owner or as root"
@@ -68,7 +64,7 @@ impl Residency {
         Ok(Residency {
             has_cachestat: files
                 .first()
-                .is_some_and(|file| cachestat(file, 0, 1).is_ok()),
+                .is_some_and(|file| cached_pages(file, 0, 1).is_ok()),
             tensors: tensors.collect(),
             files,
             vector: Vec::new(),
@@ -82,7 +78,7 @@ impl Residency {
         for place in &self.tensors {
             let file = &self.files[place.file];
             let n_resident = if self.has_cachestat {
-                cachestat(file, place.begin_bytes, place.size_bytes)
+                cached_pages(file, place.begin_bytes, place.size_bytes)
             } else {
                 mincore(file, place.begin_bytes, place.size_bytes, &mut self.vector)
             };
@@ -107,7 +103,7 @@ impl Residency {
 pub fn page_cache_bytes(path: &Path) -> Result<u64, KernelError> {
     let system = |doing| move |error: io::Error| KernelError::system(WHAT, doing, &error);
     let file = File::open(path).map_err(system("open a model file"))?;
-    if !may_ask(&file, path).map_err(system("examine a model file"))? {
+    if !is_told(&file, path).map_err(system("examine a model file"))? {
         let path = path.display();
         let reason = format!("{path}: the kernel tells it only to those who may write to the file");
         return Err(KernelError::new(WHAT, reason));
@@ -120,109 +116,14 @@ pub fn page_cache_bytes(path: &Path) -> Result<u64, KernelError> {
         return Ok(0);
     }
     let page_bytes = rustix::param::page_size() as u64;
-    let n_pages = cachestat(&file, 0, size)
+    let n_pages = cached_pages(&file, 0, size)
         .or_else(|_| mincore(&file, 0, size.next_multiple_of(page_bytes), &mut Vec::new()))
         .map_err(system("ask for resident pages"))?;
     Ok((n_pages * page_bytes).min(size))
 }
 
-/// Whether the kernel tells the truth to this process: `mincore(2)` calls every page of another user's file resident, and
-/// `cachestat(2)` refuses (EPERM).
-fn may_ask(file: &File, path: &Path) -> io::Result<bool> {
-    use std::os::unix::fs::MetadataExt;
-    let user = rustix::process::geteuid();
-    Ok(user.is_root()
-        || file.metadata()?.uid() == user.as_raw()
-        || File::options().write(true).open(path).is_ok())
-}
-
-/// Arguments of cachestat(2).
-#[repr(C)]
-struct CachestatRange {
-    offset: u64,
-    length: u64,
-}
-
-/// Results of cachestat(2), in pages.
-#[repr(C)]
-#[derive(Default)]
-struct Cachestat {
-    cached: u64,
-    dirty: u64,
-    writeback: u64,
-    evicted: u64,
-    recently_evicted: u64,
-}
-
-/// Pages of the range that are in the page cache.
-fn cachestat(file: &File, offset: u64, length: u64) -> io::Result<u64> {
-    let range = CachestatRange { offset, length };
-    let mut result = Cachestat::default();
-    // SAFETY: the file is open; both structs have the kernel's layout (include/uapi/linux/mman.h) and live during the call.
-    let status = unsafe {
-        libc::syscall(
-            SYS_CACHESTAT,
-            file.as_raw_fd(),
-            &raw const range,
-            &raw mut result,
-            0u32,
-        )
-    };
-    match status {
-        0 => Ok(result.cached),
-        _ => Err(io::Error::last_os_error()),
-    }
-}
-
-/// As [`cachestat`]; offset and length are multiples of the page size.
-fn mincore(file: &File, offset: u64, length: u64, vector: &mut Vec<u8>) -> io::Result<u64> {
-    let size = usize::try_from(length).map_err(io::Error::other)?;
-    vector.clear();
-    vector.resize(size / rustix::param::page_size(), 0);
-    // SAFETY: a new mapping at an address of the kernel's choice touches no memory of ours. It is never read, only asked
-    // about: `vector` has a byte for each of its pages. It is unmapped before anybody else hears of it.
-    unsafe {
-        let address = mmap(
-            std::ptr::null_mut(),
-            size,
-            ProtFlags::READ,
-            MapFlags::SHARED,
-            file,
-            offset,
-        )?;
-        let status = libc::mincore(address, size, vector.as_mut_ptr().cast());
-        let error = io::Error::last_os_error();
-        munmap(address, size)?;
-        if status != 0 {
-            return Err(error);
-        }
-    }
-    Ok(vector.iter().map(|page| u64::from(page & 1)).sum())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::os::unix::fs::FileExt;
-
-    #[test]
-    fn both_ways_of_asking_see_the_same_pages() {
-        let page_bytes = rustix::param::page_size() as u64;
-        let file = tempfile::NamedTempFile::new().unwrap();
-        let file = file.as_file();
-        for page in [0, 1, 5] {
-            let data = vec![1; page_bytes as usize];
-            file.write_all_at(&data, page * page_bytes).unwrap();
-        }
-        let mut vector = Vec::new();
-        for (first, count, expected) in [(0, 6, 3), (1, 4, 1), (2, 3, 0)] {
-            let (offset, length) = (first * page_bytes, count * page_bytes);
-            let by_mincore = mincore(file, offset, length, &mut vector).unwrap();
-            assert_eq!(by_mincore, expected, "{first} {count}");
-            match cachestat(file, offset, length) {
-                Ok(cached) => assert_eq!(cached, expected, "{first} {count}"),
-                Err(error) => eprintln!("skipped: no cachestat here: {error}"),
-            }
-        }
-    }
+/// As [`cached_pages`]; offset and length are multiples of the page size.
+fn mincore(file: &File, offset: u64, length: u64, flags: &mut Vec<u8>) -> io::Result<u64> {
+    mincore_file(file, offset, length, flags)?;
+    Ok(count(flags))
 }
