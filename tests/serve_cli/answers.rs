@@ -4,15 +4,10 @@ use super::*;
 
 #[test]
 fn greedy_text_is_that_of_run() {
-    let Some(paths) = reals() else { return };
-    let names = ["small", "coder"];
-    let models: String = names
-        .iter()
-        .zip(&paths)
-        .map(|(name, path)| model(name, path, ""))
-        .collect();
-    let server = serve(&format!("port = 0\n{models}"));
-    for (name, path) in names.iter().zip(&paths) {
+    let Some((server, models)) = serve_reals("", "") else {
+        return;
+    };
+    for (name, path) in &models {
         let expected = run(path, &["--raw", "-p", PROMPT, "-n", "24"]);
         assert!(expected.contains("Berlin"), "{expected}");
         assert_eq!(server.continued(name, PROMPT, 24), expected, "{name}");
@@ -66,15 +61,12 @@ fn the_same_seed_gives_the_same_text() {
 /// Room for one model, and everybody wants another one: nobody fails, and nobody gets another model's text.
 #[test]
 fn models_change_places_under_load() {
-    let Some(paths) = reals() else { return };
-    let config = format!(
-        "port = 0\nmax_loaded = 1\n{}{}",
-        model("small", &paths[0], "concurrency_limit = 4"),
-        model("coder", &paths[1], "concurrency_limit = 4")
-    );
-    let server = serve(&config);
+    let Some((server, models)) = serve_reals("max_loaded = 1", "concurrency_limit = 4") else {
+        return;
+    };
     let question = "def fibonacci(n):";
-    let expected = ["small", "coder"].map(|name| server.continued(name, question, 8));
+    let names = models.map(|(name, _)| name);
+    let expected = names.map(|name| server.continued(name, question, 8));
     assert_ne!(expected[0], expected[1]);
     thread::scope(|scope| {
         for client in 0..12 {
@@ -82,7 +74,7 @@ fn models_change_places_under_load() {
             scope.spawn(move || {
                 for round in 0..2 {
                     let which = (client + round) % 2;
-                    let name = ["small", "coder"][which];
+                    let name = names[which];
                     let body = json!({"model": name, "prompt": question, "max_tokens": 8,
                         "temperature": 0, "stream": true});
                     let chunks = server.stream("/v1/completions", &body);

@@ -12,7 +12,7 @@ mod verbs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::process::{Child, ChildStderr, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -31,20 +31,26 @@ struct Server {
     folder: tempfile::TempDir,
 }
 
-/// Starts a server with a configuration, in a folder of its own.
-fn serve(config: &str) -> Server {
+/// Starts `faultline serve` with a configuration, in a folder of its own. Gives the process, its standard error, and the folder.
+fn start(config: &str) -> (Child, ChildStderr, tempfile::TempDir) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("models.toml");
     std::fs::write(&path, config).unwrap();
     let mut command = faultline();
     command
-        .arg("serve")
-        .arg("--config")
+        .args(["serve", "--config"])
         .arg(&path)
         .stdin(Stdio::null())
         .stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
-    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    let errors = child.stderr.take().unwrap();
+    (child, errors, folder)
+}
+
+/// A server with a configuration, once it listens.
+fn serve(config: &str) -> Server {
+    let (child, errors, folder) = start(config);
+    let mut lines = BufReader::new(errors).lines();
     let mut seen = Vec::new();
     let address = loop {
         let line = lines
@@ -121,12 +127,8 @@ impl Server {
 
     /// Resident bytes, as the kernel says.
     fn resident_bytes(&self) -> u64 {
-        let text = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
-        let line = text
-            .lines()
-            .find_map(|line| line.strip_prefix("VmRSS:"))
-            .unwrap();
-        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
+        let status = resident::Status::of(self.child.id()).unwrap();
+        status.bytes("VmRSS").unwrap()
     }
 
     /// The events of a stream, as they come.
@@ -153,15 +155,20 @@ fn model(name: &str, path: &Path, keys: &str) -> String {
     )
 }
 
-fn reals() -> Option<[PathBuf; 2]> {
-    Some([
-        real_model("smollm2-135m")?,
-        real_model("qwen2.5-coder-0.5b")?,
-    ])
-}
-
 fn small() -> Option<PathBuf> {
     real_model("smollm2-135m")
+}
+
+/// A server with both real models, and their names and files. `settings` are the server's, `keys` those of each model.
+fn serve_reals(settings: &str, keys: &str) -> Option<(Server, [(&'static str, PathBuf); 2])> {
+    let models = [
+        ("small", small()?),
+        ("coder", real_model("qwen2.5-coder-0.5b")?),
+    ];
+    let tables = models.iter().map(|(name, path)| model(name, path, keys));
+    let tables: String = tables.collect();
+    let server = serve(&format!("port = 0\n{settings}\n{tables}"));
+    Some((server, models))
 }
 
 /// What `faultline run` makes of a prompt.
@@ -179,22 +186,9 @@ fn run(model: &Path, arguments: &[&str]) -> String {
 
 /// What a server says that does not start.
 fn serve_error(config: &str) -> String {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("models.toml");
-    std::fs::write(&path, config).unwrap();
-    let mut command = faultline();
-    command
-        .args(["serve", "--config"])
-        .arg(&path)
-        .stderr(Stdio::piped());
-    let mut child = command.spawn().unwrap();
+    let (mut child, mut errors, _folder) = start(config);
     let mut text = String::new();
-    child
-        .stderr
-        .take()
-        .unwrap()
-        .read_to_string(&mut text)
-        .unwrap();
+    errors.read_to_string(&mut text).unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(2), "{text}");
     text
 }

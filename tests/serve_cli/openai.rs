@@ -33,17 +33,12 @@ fn chat(model: &str, question: &str) -> CreateChatCompletionRequest {
 
 #[test]
 fn typed_requests_get_typed_answers() {
-    let Some(paths) = reals() else { return };
-    let names = ["small", "coder"];
-    let models: String = names
-        .iter()
-        .zip(&paths)
-        .map(|(name, path)| model(name, path, ""))
-        .collect();
-    let server = serve(&format!("port = 0\n{models}"));
+    let Some((server, models)) = serve_reals("", "") else {
+        return;
+    };
     let list: ListModelResponse = server.typed("/v1/models", &Value::Null);
     assert_eq!(list.data.len(), 2);
-    for name in names {
+    for (name, _) in models {
         let path = "/v1/chat/completions";
         let request = chat(name, "Name three colours.");
         let answer: CreateChatCompletionResponse = server.typed(path, &request);
