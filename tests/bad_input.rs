@@ -8,8 +8,9 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 
-use common::{assert_bad_input, faultline, rewrite, shared_data, stderr, tiny_model};
+use common::{assert_bad_input, faultline, rewrite, stderr, tiny_model};
 use gguf::Value;
+use model_shapes::local::shared_data;
 
 fn run(model: &Path, arguments: &[&str]) -> Output {
     let defaults = ["--raw", "-t", "1", "-n", "2", "-c", "64", "--temp", "0"];
@@ -70,9 +71,11 @@ fn something_else_than_a_model() {
 
 #[test]
 fn every_malformed_file_of_the_shared_data() {
-    let Some(data) = shared_data() else { return };
+    let Some(folder) = shared_data("gguf/malformed") else {
+        return;
+    };
     let mut checked = 0;
-    for entry in fs::read_dir(data.join("gguf/malformed")).unwrap() {
+    for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
         assert_bad_input(&run(&path, &[]), &[name(&path)]);
         checked += 1;
@@ -82,11 +85,13 @@ fn every_malformed_file_of_the_shared_data() {
 
 #[test]
 fn valid_files_that_hold_no_model() {
-    let Some(data) = shared_data() else { return };
-    let tiny = fs::read_dir(data.join("gguf/tiny"))
+    let Some(data) = shared_data("gguf") else {
+        return;
+    };
+    let tiny = fs::read_dir(data.join("tiny"))
         .unwrap()
         .map(|entry| entry.unwrap().path());
-    for path in tiny.chain([data.join("gguf/truth/slice.gguf")]) {
+    for path in tiny.chain([data.join("truth/slice.gguf")]) {
         assert_bad_input(&run(&path, &[]), &[name(&path)]);
     }
 }

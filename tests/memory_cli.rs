@@ -7,8 +7,9 @@ use std::io;
 use std::path::Path;
 use std::process::Output;
 
-use common::{assert_bad_input, faultline, real_model, rewrite, stderr, stdout, tiny_model};
+use common::{assert_bad_input, faultline, rewrite, stderr, stdout, tiny_model};
 use gguf::Value as Metadata;
+use model_shapes::local::real_model;
 use serde_json::Value;
 
 fn memory(model: &Path, arguments: &[&str]) -> Output {

@@ -8,8 +8,9 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use common::{assert_bad_input, faultline, real_model, stderr, stdout, tiny_model};
+use common::{assert_bad_input, faultline, stderr, stdout, tiny_model};
 use gguf::ModelFiles;
+use model_shapes::local::real_model;
 use naive::Naive;
 use serde_json::Value;
 use tracer::{KernelOptions, LogReader};

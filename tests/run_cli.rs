@@ -7,7 +7,8 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use common::{faultline, real_model, stderr, stdout};
+use common::{faultline, stderr, stdout};
+use model_shapes::local::real_model;
 
 const REAL_MODELS: [&str; 2] = ["smollm2-135m", "qwen2.5-coder-0.5b"];
 const PROMPT: &str = "The capital of Germany is";

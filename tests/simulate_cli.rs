@@ -6,7 +6,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Output;
 
-use common::{assert_bad_input, faultline, shared_data, stderr, stdout, tiny_model};
+use common::{assert_bad_input, faultline, stderr, stdout, tiny_model};
+use model_shapes::local::shared_data;
 
 fn simulate(trace: &Path, arguments: &[&str]) -> Output {
     faultline()
@@ -115,8 +116,9 @@ fn forms_of_the_result() {
 
 #[test]
 fn the_published_hit_rates() {
-    let Some(data) = shared_data() else { return };
-    let trace = data.join("routing/gpt-oss-20b.gpqa_main.routes.json");
+    let Some(trace) = shared_data("routing/gpt-oss-20b.gpqa_main.routes.json") else {
+        return;
+    };
     let table = stdout(&simulate(&trace, &["--slots", "8"]));
     for rate in ["67.11", "65.12", "69.66", "78.34"] {
         assert!(table.contains(&format!(" {rate} |")), "{table}");

@@ -2,7 +2,6 @@
 //! same shape. Each measurement first shows that what it measures is right.
 
 use std::hint::black_box;
-use std::path::Path;
 
 use analysis::routing::{RoutingTrace, Shape};
 use analysis::simulate::{Cache, Capacity, PolicyName, Window, Workload, simulate};
@@ -11,18 +10,11 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 const SLOTS: u64 = 12;
 
 fn trace() -> RoutingTrace {
-    let folder = std::env::var_os("FAULTLINE_SHARED_DATA").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/data"),
-        Into::into,
-    );
-    let path = folder.join("routing/gpt-oss-20b.gpqa_main.routes.u8");
-    if path.is_file() {
+    if let Some(path) = model_shapes::local::shared_data("routing/gpt-oss-20b.gpqa_main.routes.u8")
+    {
         return RoutingTrace::open(path).unwrap();
     }
-    eprintln!(
-        "{} is absent: a random trace takes its place",
-        path.display()
-    );
+    eprintln!("a random trace takes its place");
     let shape = Shape {
         n_tokens: 12_186,
         n_layers: 24,

@@ -1,6 +1,5 @@
 //! Generated models: the demo model in the cache folder, and `make-model`.
 
-use std::env;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
@@ -10,17 +9,9 @@ use model_shapes::Shape;
 use crate::cli::MakeModelArgs;
 use crate::{EXIT_INTERRUPTED, interrupt};
 
-/// `$FAULTLINE_CACHE`, or `faultline` in the user's cache folder.
+/// Where models and runs are kept.
 pub(crate) fn cache_folder() -> Result<PathBuf> {
-    let set = |name: &str| {
-        env::var_os(name)
-            .filter(|value| !value.is_empty())
-            .map(PathBuf::from)
-    };
-    set("FAULTLINE_CACHE")
-        .or_else(|| set("XDG_CACHE_HOME").map(|folder| folder.join("faultline")))
-        .or_else(|| set("HOME").map(|folder| folder.join(".cache/faultline")))
-        .context("no cache folder: set FAULTLINE_CACHE")
+    model_shapes::local::cache_folder().context("no cache folder: set FAULTLINE_CACHE")
 }
 
 /// The demo model, generated on the first call.

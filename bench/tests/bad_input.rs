@@ -2,10 +2,11 @@
 
 mod support;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use model_shapes::local::shared_data;
 use support::{bench, folder, stderr, tiny};
 
 /// Status 2, a message with all of `words`, nothing on standard output.
@@ -51,16 +52,10 @@ fn a_model_that_is_cut_short() {
 
 #[test]
 fn malformed_files_of_the_shared_data() {
-    let data = std::env::var_os("FAULTLINE_SHARED_DATA").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/data"),
-        PathBuf::from,
-    );
-    let Ok(entries) = std::fs::read_dir(data.join("gguf/malformed")) else {
-        return eprintln!(
-            "skipped: {} is absent",
-            data.join("gguf/malformed").display()
-        );
+    let Some(malformed) = shared_data("gguf/malformed") else {
+        return;
     };
+    let entries = std::fs::read_dir(malformed).unwrap();
     let folder = folder();
     for entry in entries {
         let path = entry.unwrap().path();

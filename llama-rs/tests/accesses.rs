@@ -15,6 +15,7 @@ use llama_rs::{
     Phase, Prefetch, Step, TensorKey, Token, Which,
 };
 use model_shapes::Shape;
+use model_shapes::local::real_model;
 use support::{folder, model_file};
 
 const SHAPES: [&str; 7] = [
@@ -290,7 +291,7 @@ fn a_ubatch_without_logits_does_not_read_the_output() {
 #[test]
 fn real_models_read_each_weight_once_a_step() {
     for name in ["smollm2-135m", "qwen2.5-coder-0.5b"] {
-        if let Some(path) = support::real_model(name) {
+        if let Some(path) = real_model(name) {
             check(&support::load(&path, Prefetch::Eager), name);
         }
     }

@@ -2,8 +2,9 @@
 
 mod common;
 
-use common::{TinyModel, shared_data};
+use common::TinyModel;
 use llama_rs::{Backend, Error, Model, ModelParams, Prefetch};
+use model_shapes::local::shared_data;
 
 fn load(path: &std::path::Path) -> Result<Model, Error> {
     let params = ModelParams {

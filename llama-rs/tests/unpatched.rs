@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use llama_rs::{Advise, Backend, Model, ModelParams, Prefetch};
+use model_shapes::local::real_model;
 use model_shapes::{ExpertType, Shape};
 use support::{PROMPT_TOKENS, STEPS, context, folder, logits, model_file, params};
 
@@ -110,7 +111,7 @@ fn real_models() {
         return;
     };
     for name in ["smollm2-135m", "qwen2.5-coder-0.5b"] {
-        if let Some(path) = support::real_model(name) {
+        if let Some(path) = real_model(name) {
             check(&program, &path, 2);
         }
     }

@@ -7,11 +7,12 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use common::{TinyModel, context, context_params, prompt, real_model};
+use common::{TinyModel, context, context_params, prompt};
 use llama_rs::{
     Advise, Backend, Batch, ChatMessage, Context, ContextParams, Error, Generation, LoadMode,
     Model, ModelParams, Prefetch, Sampler, Stop, Token, Utf8Stream, generate,
 };
+use model_shapes::local::real_model;
 
 fn go_on(_: Token) -> ControlFlow<()> {
     ControlFlow::Continue(())
@@ -545,8 +546,8 @@ fn chat_templates_that_are_not_known_say_so() {
 
 #[test]
 fn real_models_know_a_capital() {
-    for file in ["smollm2-135m.gguf", "qwen2.5-coder-0.5b.gguf"] {
-        let Some(path) = real_model(file) else {
+    for name in ["smollm2-135m", "qwen2.5-coder-0.5b"] {
+        let Some(path) = real_model(name) else {
             continue;
         };
         for prefetch in Prefetch::ALL {
@@ -571,7 +572,7 @@ fn real_models_know_a_capital() {
                 },
             )
             .unwrap();
-            assert!(text.contains("Berlin"), "{file} {prefetch}: {text}");
+            assert!(text.contains("Berlin"), "{name} {prefetch}: {text}");
 
             let messages = [
                 ChatMessage::new("system", "Be short."),

@@ -6,10 +6,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use decode::{
-    cache_model, context_of_threads, decode_until_it_works, logits, mapped_params, model_file,
-};
+use decode::{context_of_threads, decode_until_it_works, logits, mapped_params, model_file};
 use llama_rs::{Backend, Batch, Context, Error, Model, Token};
+use model_shapes::local::real_model;
 use pager::engine::{EngineChoice, Fault, Faults};
 use pager::{PagedModel, Pager, PagerOptions};
 
@@ -107,7 +106,7 @@ fn real_models() {
         ),
         ("qwen2.5-coder-0.5b", &[(1, EngineChoice::Auto)]),
     ] {
-        let Some(path) = cache_model(name) else {
+        let Some(path) = real_model(name) else {
             continue;
         };
         let expected = expected(&path);

@@ -1,9 +1,8 @@
 //! The pool against the simulator, on real routing.
 
-use std::path::Path;
-
 use analysis::routing::RoutingTrace;
 use analysis::simulate::{Cache, Capacity, Counts, Window, Workload, simulate};
+use model_shapes::local::shared_data;
 use pager::{Fetch, LayerCounts, Pool, PoolMode, PoolSlice, SliceId};
 
 /// One of gpt-oss-20b's experts: gate, up and down.
@@ -11,19 +10,8 @@ const EXPERT_BYTES: u64 = 13_219_200;
 
 /// A trace of gpt-oss-20b from the test data beside the project, or nothing, with the reason printed.
 fn shared_trace(name: &str) -> Option<RoutingTrace> {
-    let folder = std::env::var_os("FAULTLINE_SHARED_DATA").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/data"),
-        Into::into,
-    );
-    let path = folder.join(format!("routing/gpt-oss-20b.{name}.routes.u8"));
-    if path.is_file() {
-        return Some(RoutingTrace::open(path).unwrap());
-    }
-    eprintln!(
-        "skipped: {} is absent (FAULTLINE_SHARED_DATA names another folder)",
-        path.display()
-    );
-    None
+    let path = shared_data(format!("routing/gpt-oss-20b.{name}.routes.u8"))?;
+    Some(RoutingTrace::open(path).unwrap())
 }
 
 /// Plays tokens of a trace through a pool in which every read ends at once. An expert is `n_tensors` slices. Layers take

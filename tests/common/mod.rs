@@ -20,43 +20,6 @@ pub(crate) fn faultline() -> Command {
     command
 }
 
-/// The folder of test data beside the project, or nothing, with the reason printed.
-pub(crate) fn shared_data() -> Option<PathBuf> {
-    let folder = std::env::var_os("FAULTLINE_SHARED_DATA").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data"),
-        PathBuf::from,
-    );
-    if folder.is_dir() {
-        return Some(folder);
-    }
-    eprintln!(
-        "skipped: there is no test data at {} (FAULTLINE_SHARED_DATA names another folder)",
-        folder.display()
-    );
-    None
-}
-
-/// A real model in the user's cache folder, or nothing, with the reason printed.
-pub(crate) fn real_model(name: &str) -> Option<PathBuf> {
-    let variable = |name| {
-        std::env::var_os(name)
-            .filter(|value| !value.is_empty())
-            .map(PathBuf::from)
-    };
-    let cache = variable("FAULTLINE_CACHE")
-        .or_else(|| Some(variable("XDG_CACHE_HOME")?.join("faultline")))
-        .or_else(|| Some(variable("HOME")?.join(".cache/faultline")));
-    let path = cache?.join("models").join(format!("{name}.gguf"));
-    if path.is_file() {
-        return Some(path);
-    }
-    eprintln!(
-        "skipped: {} is absent; scripts/fetch-models.sh downloads it",
-        path.display()
-    );
-    None
-}
-
 /// Standard error as text.
 pub(crate) fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()

@@ -16,7 +16,8 @@ use std::process::{Child, ChildStderr, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{assert_bad_input, faultline, real_model, stderr, stdout, tiny_model};
+use common::{assert_bad_input, faultline, stderr, stdout, tiny_model};
+use model_shapes::local::real_model;
 use serde_json::{Value, json};
 use server::client::Client;
 

@@ -15,6 +15,7 @@ mod adapter;
 mod arch;
 mod fill;
 mod generate;
+pub mod local;
 mod plan;
 mod rng;
 mod routing;

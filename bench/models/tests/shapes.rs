@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use gguf::{GgmlType, Gguf, ModelFiles, Value, is_expert_name};
+use model_shapes::local::shared_data;
 use model_shapes::{ExpertType, Shape, generate, generate_hollow};
 use sha2::{Digest, Sha256};
 
@@ -173,18 +174,10 @@ fn real_shapes_have_real_sizes() {
 
 #[test]
 fn the_qwen_shape_is_the_published_one() {
-    let root = match std::env::var_os("FAULTLINE_SHARED_DATA") {
-        Some(root) => PathBuf::from(root),
-        None => Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/data"),
-    };
-    let index = root.join("gguf/truth/tensor_index_qwen3moe.json");
-    let Ok(index) = fs::read(&index) else {
-        println!(
-            "skipped: {} is not there (set FAULTLINE_SHARED_DATA)",
-            index.display()
-        );
+    let Some(index) = shared_data("gguf/truth/tensor_index_qwen3moe.json") else {
         return;
     };
+    let index = fs::read(index).unwrap();
     let index: serde_json::Value = serde_json::from_slice(&index).unwrap();
     let shape = Shape::by_name("qwen3-30b-a3b").unwrap();
     let published = index["tensors"].as_array().unwrap();

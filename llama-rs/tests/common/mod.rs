@@ -54,38 +54,3 @@ pub(crate) fn context(model: &Model) -> Context<'_> {
 pub(crate) fn prompt(n: usize) -> Vec<Token> {
     (0..n).map(|i| Token((i * 37 % 251) as i32)).collect()
 }
-
-/// A real model in the cache folder, or `None` after printing why the test does nothing.
-pub(crate) fn real_model(file_name: &str) -> Option<PathBuf> {
-    let cache = match std::env::var_os("FAULTLINE_CACHE") {
-        Some(folder) => PathBuf::from(folder),
-        None => {
-            let base = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
-            let home = std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache"));
-            base.or(home)?.join("faultline")
-        }
-    };
-    let path = cache.join("models").join(file_name);
-    if path.exists() {
-        return Some(path);
-    }
-    println!(
-        "skipped: {} is not there (scripts/fetch-models.sh)",
-        path.display()
-    );
-    None
-}
-
-/// A folder of shared test data, or `None` after printing why the test does nothing.
-pub(crate) fn shared_data(folder: &str) -> Option<PathBuf> {
-    let root = std::env::var_os("FAULTLINE_SHARED_DATA").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/data"),
-        PathBuf::from,
-    );
-    let path = root.join(folder);
-    if path.exists() {
-        return Some(path);
-    }
-    println!("skipped: {} is not there", path.display());
-    None
-}

@@ -89,24 +89,3 @@ pub fn logits(context: &mut Context<'_>) -> Vec<u32> {
     }
     all
 }
-
-/// A real model in the user's cache folder, or nothing, with the reason printed.
-pub fn real_model(name: &str) -> Option<PathBuf> {
-    let variable = |name| {
-        std::env::var_os(name)
-            .filter(|value| !value.is_empty())
-            .map(PathBuf::from)
-    };
-    let cache = variable("FAULTLINE_CACHE")
-        .or_else(|| Some(variable("XDG_CACHE_HOME")?.join("faultline")))
-        .or_else(|| Some(variable("HOME")?.join(".cache/faultline")));
-    let path = cache?.join("models").join(format!("{name}.gguf"));
-    if path.is_file() {
-        return Some(path);
-    }
-    eprintln!(
-        "skipped: {} is absent; scripts/fetch-models.sh downloads it",
-        path.display()
-    );
-    None
-}

@@ -19,23 +19,6 @@ pub(crate) fn model_file(folder: &Path, shape: &str) -> PathBuf {
     path
 }
 
-/// A model in the cache folder, or `None` after saying why the test does nothing.
-pub(crate) fn cache_model(name: &str) -> Option<PathBuf> {
-    let variable = |name| std::env::var_os(name).map(PathBuf::from);
-    let cache = variable("FAULTLINE_CACHE")
-        .or_else(|| Some(variable("XDG_CACHE_HOME")?.join("faultline")))
-        .or_else(|| Some(variable("HOME")?.join(".cache/faultline")));
-    let path = cache?.join("models").join(format!("{name}.gguf"));
-    if path.is_file() {
-        return Some(path);
-    }
-    println!(
-        "skipped: {} is not there (scripts/fetch-models.sh)",
-        path.display()
-    );
-    None
-}
-
 /// A model that the kernel maps, without repacking.
 pub(crate) fn mapped_params() -> ModelParams {
     ModelParams {
