@@ -314,6 +314,7 @@ impl Bench {
             progress.state("comparing the experts that are read with the routing trace");
             setup.checked = self.check_routing(replay)?;
         }
+        folder.keep_setup(&report.setup)?;
         for repetition in 0..self.plan.repetitions {
             for (place, index) in interleaved(report.rows.len(), repetition).enumerate() {
                 let result = &mut report.rows[index];

@@ -4,21 +4,9 @@ mod support;
 
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
-use std::time::{Duration, Instant};
 
 use model_shapes::local::shared_data;
-use support::{bench, folder, stderr, tiny};
-
-/// Status 2, a message with all of `words`, nothing on standard output.
-fn assert_refused(output: &Output, words: &[&str]) {
-    let message = stderr(output);
-    assert_eq!(output.status.code(), Some(2), "{message}");
-    assert!(output.stdout.is_empty());
-    assert!(!message.contains("panicked"), "{message}");
-    for word in words {
-        assert!(message.contains(word), "`{word}` is missing: {message}");
-    }
-}
+use support::{assert_refused, bench, folder, tiny, wait_for_a_run};
 
 fn measure(folder: &Path, model: &Path) -> Output {
     bench(folder)
@@ -105,15 +93,7 @@ fn a_model_that_changes_during_the_measurement() {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    let begin = Instant::now();
-    while !std::fs::read_to_string(out.join("raw.jsonl")).is_ok_and(|text| text.contains('\n')) {
-        assert!(
-            begin.elapsed() < Duration::from_secs(120),
-            "no run was made"
-        );
-        assert!(child.try_wait().unwrap().is_none(), "ended early");
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    wait_for_a_run(&out, &mut child);
     std::fs::rename(other, &model).unwrap();
     let output = child.wait_with_output().unwrap();
     assert_refused(&output, &["tiny-llama.gguf", "changed on disk"]);

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
-use support::{bench, folder, stderr, stdout, tiny};
+use support::{assert_refused, bench, folder, stderr, stdout, tiny};
 
 const QUICK: [&str; 7] = [
     "device",
@@ -23,16 +23,6 @@ const QUICK: [&str; 7] = [
 
 fn device(folder: &Path, args: &[&str]) -> Output {
     bench(folder).args(QUICK).args(args).output().unwrap()
-}
-
-fn assert_refused(output: &Output, words: &[&str]) {
-    let message = stderr(output);
-    assert_eq!(output.status.code(), Some(2), "{message}");
-    assert!(output.stdout.is_empty());
-    assert!(!message.contains("panicked"), "{message}");
-    for word in words {
-        assert!(message.contains(word), "`{word}` is missing: {message}");
-    }
 }
 
 #[test]

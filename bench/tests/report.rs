@@ -2,10 +2,12 @@
 
 mod support;
 
-use std::fs;
+use std::fs::{self, OpenOptions};
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 
-use support::{bench, folder, rows, stderr, stdout, tiny};
+use support::{assert_refused, bench, folder, rows, stderr, stdout, tiny, wait_for_a_run};
 
 /// Folders of committed runs.
 fn committed() -> Vec<PathBuf> {
@@ -103,15 +105,7 @@ fn what_is_no_run_is_refused() {
             .arg(&raw)
             .output()
             .unwrap();
-        let message = stderr(&output);
-        assert_eq!(output.status.code(), Some(2), "{message}");
-        assert!(
-            output.stdout.is_empty() && !message.contains("panicked"),
-            "{message}"
-        );
-        for word in words {
-            assert!(message.contains(word), "`{word}` is missing: {message}");
-        }
+        assert_refused(&output, words);
     };
     refused(&["setup.json"]);
     fs::write(folder.path().join("setup.json"), setup).unwrap();
@@ -127,4 +121,46 @@ fn what_is_no_run_is_refused() {
     )
     .unwrap();
     refused(&["raw.jsonl:1", "schema 9"]);
+}
+
+#[test]
+fn a_measurement_that_was_killed_can_be_read() {
+    let folder = folder();
+    let model = tiny(folder.path(), "tiny-llama");
+    let out = folder.path().join("run");
+    let mut child = bench(folder.path())
+        .args(["--prefetch=eager,none", "-r", "9999", "-p", "2", "-n", "2"])
+        .arg("--out")
+        .arg(&out)
+        .arg("--model")
+        .arg(&model)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    wait_for_a_run(&out, &mut child);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(!out.join("summary.md").exists());
+    // As if it had been killed while it wrote.
+    let mut raw = OpenOptions::new()
+        .append(true)
+        .open(out.join("raw.jsonl"))
+        .unwrap();
+    raw.write_all(b"{\"schema\":2,").unwrap();
+    let output = bench(folder.path())
+        .arg("report")
+        .arg(&out)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+    let text = stdout(&output);
+    for part in [
+        "tiny-llama.gguf",
+        "| eager",
+        "the run was stopped",
+        "was left out",
+    ] {
+        assert!(text.contains(part), "`{part}` is missing: {text}");
+    }
 }

@@ -15,7 +15,7 @@ use serde::Serialize;
 
 use crate::plot;
 use crate::record::{RunRecord, SCHEMA};
-use crate::results::Report;
+use crate::results::{Report, Setup};
 
 pub(crate) use figures::Table;
 pub(crate) use md::{distinct, header, notes, readaheads, tables};
@@ -65,6 +65,13 @@ impl RunFolder {
         &self.folder
     }
 
+    /// Writes the set-up. Before the first run: a measurement that is killed leaves raw samples that `bench report` can read.
+    pub(crate) fn keep_setup(&self, setup: &Setup) -> Result<()> {
+        let mut text = serde_json::to_string_pretty(setup)?;
+        text.push('\n');
+        self.write("setup.json", &text)
+    }
+
     /// Appends one run.
     pub(crate) fn append(&mut self, run: &RunRecord) -> Result<()> {
         #[derive(Serialize)]
@@ -85,9 +92,7 @@ impl RunFolder {
 
     /// Writes the set-up, the summaries and the picture.
     pub(crate) fn finish(&self, report: &Report) -> Result<()> {
-        let mut setup = serde_json::to_string_pretty(&report.setup)?;
-        setup.push('\n');
-        self.write("setup.json", &setup)?;
+        self.keep_setup(&report.setup)?;
         self.write("summary.md", &Format::Md.render(report))?;
         self.write("summary.csv", &Format::Csv.render(report))?;
         self.write("summary.json", &Format::Json.render(report))?;

@@ -1,8 +1,10 @@
 //! What the tests of the `bench` binary share.
 #![allow(dead_code, reason = "each test file uses a part")]
 
+use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output};
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -31,6 +33,31 @@ pub(crate) fn tiny(folder: &Path, shape: &str) -> PathBuf {
         .expect("bench runs");
     assert!(output.status.success(), "{}", stderr(&output));
     path
+}
+
+/// Waits until a measurement into `out` has kept a run. It may not end before.
+pub(crate) fn wait_for_a_run(out: &Path, child: &mut Child) {
+    let begin = Instant::now();
+    let has_run =
+        || fs::read_to_string(out.join("raw.jsonl")).is_ok_and(|text| text.contains('\n'));
+    while !has_run() {
+        let patience = Duration::from_secs(120);
+        assert!(begin.elapsed() < patience, "no run was made");
+        assert!(child.try_wait().unwrap().is_none(), "ended early");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Status 2, a message with all of `words`, nothing on standard output.
+#[track_caller]
+pub(crate) fn assert_refused(output: &Output, words: &[&str]) {
+    let message = stderr(output);
+    assert_eq!(output.status.code(), Some(2), "{message}");
+    assert!(output.stdout.is_empty());
+    assert!(!message.contains("panicked"), "{message}");
+    for word in words {
+        assert!(message.contains(word), "`{word}` is missing: {message}");
+    }
 }
 
 pub(crate) fn stdout(output: &Output) -> String {
