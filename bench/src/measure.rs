@@ -20,6 +20,7 @@ use crate::output::{self, Format, RunFolder};
 use crate::peer::Values;
 use crate::predict::Predictor;
 use crate::procfs;
+use crate::protocol::Outcome;
 use crate::readahead::{self, Readahead};
 use crate::record::{Figures, RunRecord, RunStatus, judge};
 use crate::recording::Recordings;
@@ -60,12 +61,6 @@ pub(crate) fn run(args: &RunArgs) -> Result<ExitCode> {
         .iter()
         .any(|row| row.budget_bytes.is_some())
         .then(|| Limiter::detect(args.limit_by));
-    let mut folder = RunFolder::create(
-        &args
-            .out
-            .clone()
-            .map_or_else(|| default_folder(&model), Ok)?,
-    )?;
     let bounds = bounds(args, plan.n_prompt, &files)?;
     let predictor = predictor(args, &plan)?;
     let recordings = Recordings::new(args, &plan, &rows, &files)?;
@@ -75,6 +70,13 @@ pub(crate) fn run(args: &RunArgs) -> Result<ExitCode> {
     setup.step_ms = args.step_ms;
     let mut report = Report::new(setup, rows);
     skip_what_does_not_fit(&mut report);
+    bench.check_budgets(&report.rows, args.quiet)?;
+    let mut folder = RunFolder::create(
+        &args
+            .out
+            .clone()
+            .map_or_else(|| default_folder(&model), Ok)?,
+    )?;
 
     warn_of_competition(&report.setup.host);
     let measured = bench.measure(&mut report, &mut folder, args);
@@ -464,11 +466,7 @@ impl Bench {
                 ..self.worker_spec(row, None)
             };
             spec.routing = recordings.routing().or(spec.routing);
-            match runner::run(runner::worker(&spec)?, self.plan.timeout)?.end {
-                End::Complete(_) => {}
-                End::Failed(reason) => bail!("{}: {reason}", row.label()),
-                end => bail!("{}: nothing was recorded: {end:?}", row.label()),
-            }
+            self.run_aside(&spec, &row.label())?;
         }
         recordings.copy_of(row)
     }
@@ -524,13 +522,36 @@ impl Bench {
             check_routing: true,
             ..self.worker_spec(&row, None)
         };
-        match runner::run(runner::worker(&spec)?, self.plan.timeout)?.end {
-            End::Complete(outcome) => Ok(outcome.routing_checked.unwrap_or_default()),
-            End::Failed(reason) => bail!("{}: {reason}", replay.setup.name),
-            end => bail!(
-                "{}: the experts cannot be compared: {end:?}",
-                replay.setup.name
-            ),
+        let outcome = self.run_aside(&spec, &replay.setup.name)?;
+        Ok(outcome.routing_checked.unwrap_or_default())
+    }
+
+    /// Whether the pager can do with the smallest budget, before hours are spent on larger ones: the model is loaded within it, and
+    /// nothing is computed. Repacking takes memory of its own.
+    fn check_budgets(&self, rows: &[RowResult], quiet: bool) -> Result<()> {
+        let progress = Progress::new(0, quiet);
+        progress.state("planning the pager's smallest budget");
+        for repack in [false, true] {
+            let paged = rows.iter().map(|result| &result.row).filter(|row| {
+                row.mode == Mode::Pager && row.repack == repack && row.budget_bytes.is_some()
+            });
+            if let Some(row) = paged.min_by_key(|row| row.budget_bytes) {
+                let spec = WorkerSpec {
+                    tokens: TokenSource::Nowhere,
+                    ..self.worker_spec(row, None)
+                };
+                self.run_aside(&spec, &row.label())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A run that is not measured, and without which nothing can be. `what` it is for is in the error.
+    fn run_aside(&self, spec: &WorkerSpec, what: &str) -> Result<Outcome> {
+        match runner::run(runner::worker(spec)?, self.plan.timeout)?.end {
+            End::Complete(outcome) => Ok(*outcome),
+            End::Failed(reason) => bail!("{what}: {reason}"),
+            end => bail!("{what}: a run before the first that counts ended: {end:?}"),
         }
     }
 

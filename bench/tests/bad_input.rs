@@ -99,6 +99,31 @@ fn a_model_that_changes_during_the_measurement() {
     assert_refused(&output, &["tiny-llama.gguf", "changed on disk"]);
 }
 
+/// Before anything is measured, in rows with larger budgets as well.
+#[test]
+fn a_budget_that_is_too_small_for_the_pager() {
+    let folder = folder();
+    let model = tiny(folder.path(), "tiny-gpt-oss");
+    let out = folder.path().join("run");
+    let output = bench(folder.path())
+        .args(["--prefetch=eager,pager", "-r", "1", "-p", "2", "-n", "2"])
+        .args(["--budget", "2GiB,17MiB", "--out"])
+        .arg(&out)
+        .arg("--model")
+        .arg(&model)
+        .output()
+        .unwrap();
+    let words = [
+        "pager cold",
+        "in 17 MiB",
+        "too small",
+        "the smallest that works here is",
+        "--budget",
+    ];
+    assert_refused(&output, &words);
+    assert!(!out.exists(), "nothing was measured");
+}
+
 #[test]
 fn make_model_leaves_no_partial_file() {
     let folder = folder();

@@ -91,4 +91,6 @@ pub(crate) enum TokenSource {
     /// What llama-bench feeds: its warm-up step, then the C library's unseeded `rand()`. Nothing is sampled and logits
     /// are not looked at, as in llama-bench.
     LlamaBench,
+    /// Nowhere: the model is loaded, what a pager plans is planned, and nothing is computed.
+    Nowhere,
 }

@@ -17,6 +17,7 @@ pub(crate) const PROMPT: &str = "The capital of Germany is Berlin, a city on the
                       wants to see the city from above climbs the dome of the parliament and looks over the roofs. ";
 
 /// What was computed and how long it took.
+#[derive(Default)]
 pub(super) struct Decoded {
     pub(super) prompt_ns: Option<u64>,
     pub(super) warm_up_ns: Vec<u64>,

@@ -98,6 +98,7 @@ fn run(spec: &WorkerSpec, marks: &mut Marks) -> Result<()> {
     let run = match spec.tokens {
         TokenSource::Greedy => decode::greedy(spec, model, &mut context, marks, begin_counting)?,
         TokenSource::LlamaBench => decode::like_llama_bench(spec, model, &mut context, marks)?,
+        TokenSource::Nowhere => decode::Decoded::default(),
     };
     marks.send(Point::End)?;
     let routing_checked = context.take_observer().map(Checker::finish).transpose()?;
