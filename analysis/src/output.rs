@@ -5,6 +5,7 @@ use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use serde::Serialize;
 use tempfile::{NamedTempFile, TempPath};
 
 use crate::{Error, Result};
@@ -119,6 +120,14 @@ impl Sink {
         }
     }
 
+    /// Writes a text, unless it could not be made, and finishes.
+    pub(crate) fn write_text(mut self, text: io::Result<String>) -> Result<()> {
+        let explain = self.explain();
+        let text = text.map_err(&explain)?;
+        self.write_all(text.as_bytes()).map_err(&explain)?;
+        self.finish()
+    }
+
     /// Writes what is buffered and gives a file its name.
     pub(crate) fn finish(mut self) -> Result<()> {
         let explain = self.explain();
@@ -132,6 +141,11 @@ impl Sink {
         }
         Ok(())
     }
+}
+
+/// A value as JSON for people, with the end of its last line.
+pub(crate) fn json(value: &impl Serialize) -> io::Result<String> {
+    Ok(serde_json::to_string_pretty(value)? + "\n")
 }
 
 impl Write for Sink {

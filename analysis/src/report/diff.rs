@@ -1,7 +1,7 @@
 //! Two reports side by side.
 
 use std::fs::File;
-use std::io::{BufReader, Read as _, Write as _};
+use std::io::{BufReader, Read as _};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::section::{Cell, Sheet};
 use super::{Format, Options, REPORT_FORMAT, Report, layout, read};
 use crate::log::Log;
-use crate::output::Sink;
+use crate::output::{self, Sink};
 use crate::{Error, Result, Target};
 
 /// A report that is larger is none: 1 GiB.
@@ -211,20 +211,12 @@ impl Diff {
     /// [`Error::Write`] and [`Error::Output`].
     pub fn write(&self, format: Format, target: &Target) -> Result<()> {
         let inputs: Vec<&Path> = self.inputs.iter().map(PathBuf::as_path).collect();
-        let mut sink = Sink::create(target, &inputs)?;
-        let explain = sink.explain();
-        let text = match format {
-            Format::Markdown => self.markdown(),
-            Format::Csv => self.sheet().csv(),
-            Format::Json => {
-                serde_json::to_string_pretty(self)
-                    .map_err(std::io::Error::other)
-                    .map_err(&explain)?
-                    + "\n"
-            }
-        };
-        sink.write_all(text.as_bytes()).map_err(&explain)?;
-        sink.finish()
+        let sink = Sink::create(target, &inputs)?;
+        sink.write_text(match format {
+            Format::Markdown => Ok(self.markdown()),
+            Format::Csv => Ok(self.sheet().csv()),
+            Format::Json => output::json(self),
+        })
     }
 }
 

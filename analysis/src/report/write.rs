@@ -1,10 +1,9 @@
 //! Reports as Markdown, CSV and JSON.
 
-use std::io::Write as _;
 use std::path::Path;
 
 use super::{Question, Report};
-use crate::output::Sink;
+use crate::output::{self, Sink};
 use crate::{Result, Target};
 
 /// How a report is written.
@@ -25,20 +24,12 @@ impl Report {
     ///
     /// [`Error::Write`](crate::Error::Write) and [`Error::Output`](crate::Error::Output).
     pub fn write(&self, format: Format, question: Option<Question>, target: &Target) -> Result<()> {
-        let mut sink = Sink::create(target, &[Path::new(&self.about.log)])?;
-        let explain = sink.explain();
-        let text = match format {
-            Format::Markdown => self.markdown(question),
-            Format::Csv => self.csv(question),
-            Format::Json => {
-                serde_json::to_string_pretty(self)
-                    .map_err(std::io::Error::other)
-                    .map_err(&explain)?
-                    + "\n"
-            }
-        };
-        sink.write_all(text.as_bytes()).map_err(&explain)?;
-        sink.finish()
+        let sink = Sink::create(target, &[Path::new(&self.about.log)])?;
+        sink.write_text(match format {
+            Format::Markdown => Ok(self.markdown(question)),
+            Format::Csv => Ok(self.csv(question)),
+            Format::Json => output::json(self),
+        })
     }
 
     /// Sentences, and with a question its tables.
