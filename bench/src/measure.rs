@@ -232,11 +232,7 @@ impl Bench {
         replay: Option<Replay>,
         limiter: Option<Result<Limiter>>,
     ) -> Result<Bench> {
-        let parts: Vec<PathBuf> = files
-            .parts
-            .iter()
-            .map(|part| part.path().to_path_buf())
-            .collect();
+        let parts = models::parts(files);
         Ok(Bench {
             plan,
             model: model.to_path_buf(),

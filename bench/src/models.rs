@@ -23,6 +23,12 @@ pub(crate) fn demo(quiet: bool) -> Result<PathBuf> {
     })?)
 }
 
+/// The files of a model.
+pub(crate) fn parts(files: &gguf::ModelFiles) -> Vec<PathBuf> {
+    let parts = files.parts.iter();
+    parts.map(|part| part.path().to_path_buf()).collect()
+}
+
 /// Writes a model of a shape.
 pub(crate) fn make(args: &MakeModelArgs) -> Result<()> {
     let shape = Shape::by_name(&args.shape)?;

@@ -3,7 +3,6 @@
 //! Both compute the same tokens with the same threads, batch sizes, repacking, attention, context size and a warm page
 //! cache; both are timed from the first to the last token of the loop, after one token of warm-up.
 
-use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -13,6 +12,7 @@ use serde_json::{Value, json};
 use crate::cache;
 use crate::cli::{OverheadArgs, Switch};
 use crate::host::{self, Host};
+use crate::models;
 use crate::output;
 use crate::runner::{self, End};
 use crate::spec::{Mode, Reads, TokenSource, WorkerSpec};
@@ -21,11 +21,7 @@ use crate::stats::{self, Summary};
 /// Runs the pairs and prints the paired ratio.
 pub(crate) fn run(args: &OverheadArgs) -> Result<()> {
     let files = gguf::ModelFiles::open(&args.model)?;
-    let parts: Vec<PathBuf> = files
-        .parts
-        .iter()
-        .map(|part| part.path().to_path_buf())
-        .collect();
+    let parts = models::parts(&files);
     if !args.llama_bench.is_file() {
         bail!("{}: no such program", args.llama_bench.display());
     }

@@ -6,7 +6,7 @@
 //! round, since the addresses that a process happens to get can change its speed.
 
 use std::io::{BufRead as _, BufReader, Write as _};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::thread;
 use std::time::Duration;
@@ -16,6 +16,7 @@ use serde_json::json;
 
 use crate::cli::TraceCostArgs;
 use crate::host::{self, Host};
+use crate::models;
 use crate::stats::{self, Summary};
 use crate::worker::blocks::{BlocksSpec, PLAIN, RECORDED};
 use crate::{cache, interrupt, output};
@@ -34,11 +35,7 @@ struct Row {
 /// Runs the rounds and prints times and ratios.
 pub(crate) fn run(args: &TraceCostArgs) -> Result<()> {
     let files = gguf::ModelFiles::open(&args.model)?;
-    let parts: Vec<PathBuf> = files
-        .parts
-        .iter()
-        .map(|part| part.path().to_path_buf())
-        .collect();
+    let parts = models::parts(&files);
     for program in [&args.unpatched, &args.patched].into_iter().flatten() {
         if !program.is_file() {
             bail!(

@@ -4,7 +4,7 @@ mod support;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::process::{Child, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -166,31 +166,33 @@ fn readahead_is_in_force_and_restored() {
     assert_ne!(now.trim(), "64");
 }
 
+/// What a measurement within a budget gives; `None` after saying why there can be none here.
+fn within_budget(folder: &Path, model: &Path, args: &[&str]) -> Option<Output> {
+    let output = bench(folder)
+        .args(args)
+        .args(["-o", "json", "--model"])
+        .arg(model)
+        .output()
+        .unwrap();
+    let message = stderr(&output);
+    if message.contains("no memory group can be made") {
+        eprintln!("skipped: {message}");
+        return None;
+    }
+    Some(output)
+}
+
 #[test]
 fn a_run_over_its_budget_is_reported_as_that() {
     let folder = folder();
     let model = tiny(folder.path(), "tiny-llama");
     // A KV cache of this many tokens does not fit; the budget is enough for everything else.
-    let output = bench(folder.path())
-        .args([
-            "--prefetch=eager,selective",
-            "-r",
-            "2",
-            "-p",
-            "1",
-            "-n",
-            "1000000",
-            "--budget",
-            "24MiB",
-        ])
-        .args(["--timeout", "100", "-o", "json", "--model"])
-        .arg(&model)
-        .output()
-        .unwrap();
+    let args = "--prefetch=eager,selective -r 2 -p 1 -n 1000000 --budget 24MiB --timeout 100";
+    let args: Vec<&str> = args.split(' ').collect();
+    let Some(output) = within_budget(folder.path(), &model, &args) else {
+        return;
+    };
     let message = stderr(&output);
-    if message.contains("no memory group can be made") {
-        return eprintln!("skipped: {message}");
-    }
     assert_eq!(output.status.code(), Some(2), "{message}");
     assert!(
         message.contains("exceeded the budget of 25165824 bytes"),
@@ -210,35 +212,12 @@ fn another_program_lives_in_the_budget_too() {
     let model = tiny(folder.path(), "tiny-llama");
     // `tail` keeps what it may have to print.
     let hog = "hog=head -c 400000000 /dev/zero | tail -c 400000000 > /dev/null; test -f {model} && exit 9";
-    let output = bench(folder.path())
-        .args([
-            "--prefetch=eager",
-            "-r",
-            "2",
-            "-p",
-            "2",
-            "-n",
-            "2",
-            "-o",
-            "json",
-        ])
-        .args([
-            "--budget",
-            "128MiB",
-            "--limit-by",
-            "cgroup",
-            "--baseline-cmd",
-            hog,
-        ])
-        .arg("--model")
-        .arg(&model)
-        .output()
-        .unwrap();
-    let message = stderr(&output);
-    if message.contains("no memory group can be made") {
-        return eprintln!("skipped: {message}");
-    }
-    assert_eq!(output.status.code(), Some(1), "{message}");
+    let args = "--prefetch=eager -r 2 -p 2 -n 2 --budget 128MiB --limit-by cgroup --baseline-cmd";
+    let args: Vec<&str> = args.split(' ').chain([hog]).collect();
+    let Some(output) = within_budget(folder.path(), &model, &args) else {
+        return;
+    };
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
     let rows = rows(&output);
     assert_eq!(
         (&rows[0]["engine"], &rows[0]["status"]),
@@ -255,30 +234,13 @@ fn another_program_lives_in_the_budget_too() {
 fn the_groups_peak_is_the_memory_of_the_run() {
     let folder = folder();
     let model = tiny(folder.path(), "tiny-gpt-oss");
-    let out = folder.path().join("run");
     // Half a gigabyte of KV cache: what no figure counts, such as page tables, is well under 1 % of it.
-    let output = bench(folder.path())
-        .args(["--prefetch=eager", "-r", "1", "-p", "2", "-n", "1000000"])
-        .args(["-b", "16", "--ubatch-size", "16", "--decode-seconds", "0.5"])
-        .args([
-            "--budget",
-            "2GiB",
-            "--limit-by",
-            "cgroup",
-            "-o",
-            "json",
-            "--out",
-        ])
-        .arg(&out)
-        .arg("--model")
-        .arg(&model)
-        .output()
-        .unwrap();
-    let message = stderr(&output);
-    if message.contains("no memory group can be made") {
-        return eprintln!("skipped: {message}");
-    }
-    assert_eq!(output.status.code(), Some(0), "{message}");
+    let args = "--prefetch=eager -r 1 -p 2 -n 1000000 -b 16 --ubatch-size 16 --decode-seconds 0.5 --budget 2GiB --limit-by cgroup";
+    let args: Vec<&str> = args.split(' ').collect();
+    let Some(output) = within_budget(folder.path(), &model, &args) else {
+        return;
+    };
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     let rows = rows(&output);
     let bytes = |name: &str| rows[0][name].as_f64().unwrap();
     let Some(peak) = rows[0]["cgroup_peak_bytes"].as_f64() else {
@@ -319,10 +281,8 @@ fn a_balloon_is_gone_after_an_interrupt() {
     );
     let pid = child.0.id();
     let locked = || {
-        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-        status
-            .lines()
-            .any(|line| line.starts_with("VmLck:") && !line.ends_with("\t       0 kB"))
+        let bytes = resident::Status::of(pid).and_then(|status| status.bytes("VmLck"));
+        bytes.is_ok_and(|bytes| bytes > 0)
     };
     let ended = |child: &mut Killed| child.0.try_wait().unwrap().is_some();
     wait_until("locking", || locked() || ended(&mut child));
