@@ -6,6 +6,7 @@
 # Shapes: gpt-oss-20b, qwen3-30b-a3b and deepseek-v2-lite (all of them by default). A model that is not in the cache folder is generated there, and removed
 # after its check unless --keep is given: 14, 19 and 10 GB of disk, one at a time. Needs root for the budgets (memory groups), memory for a whole model, and
 # about 15 minutes for each shape on two cores.
+# gpt-oss-20b runs in memory with its own picks, and otherwise with those of the routing trace FAULTLINE_ROUTING, or gpqa_main of the shared test data.
 # --out DIR keeps what was measured; a part that is complete there is not run again, so that a check that was ended goes on. --only runs some of the
 # parts, as in --only memory,half: memory half smallest policies ahead threads one-thread. The table has all that are in DIR.
 # Exit codes: 0 equal, 1 different or not computed, 2 wrong usage.
@@ -14,7 +15,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 all_parts=(memory half smallest policies ahead threads one-thread)
 keep='' out='' only=" ${all_parts[*]} " shapes=()
-usage() { sed -n '2,13s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
+usage() { sed -n '2,14s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
 while (($# > 0)); do
     case $1 in
     -h | --help)
@@ -49,6 +50,7 @@ done
 cargo build --quiet --release --locked -p bench
 bench=${CARGO_TARGET_DIR:-target}/release/bench
 models=$(scripts/fetch-models.sh --path)
+trace=${FAULTLINE_ROUTING:-${FAULTLINE_SHARED_DATA:-../shared/data}/routing/gpt-oss-20b.gpqa_main.routes.u8}
 scratch='' generated=''
 if [[ -z $out ]]; then
     scratch=$(mktemp -d)
@@ -101,11 +103,17 @@ for shape in "${shapes[@]}"; do
         "$bench" make-model -q --shape "$shape" -o "$model"
     fi
     part memory --repack both --reference stock:none,stock:none+repack --budget 110%
-    part half --repack both --budget 50%
-    [[ $only != *" smallest "* || -f $out/$shape/smallest/done ]] || part smallest --repack both --budget "$(smallest)MiB"
-    part policies --repack pager --budget 33% --policy lru,lfu
-    part ahead --repack pager --budget 50% --lookahead 0.2 --replay off,on
-    part threads --repack pager --budget 33% --reads threads --replay on
+    # Greedy text of random weights repeats itself and needs few experts: with picks that were recorded from the real model, they come and go.
+    picks=() references=()
+    if [[ $shape == gpt-oss-20b && -f $trace ]]; then
+        picks=(--routing "$trace")
+        references=(--reference stock:none,stock:none+repack)
+    fi
+    part half --repack both "${references[@]}" "${picks[@]}" --budget 50%
+    [[ $only != *" smallest "* || -f $out/$shape/smallest/done ]] || part smallest --repack both "${picks[@]}" --budget "$(smallest)MiB"
+    part policies --repack pager "${picks[@]}" --budget 33% --policy lru,lfu
+    part ahead --repack pager "${picks[@]}" --budget 50% --lookahead 0.2 --replay off,on
+    part threads --repack pager "${picks[@]}" --budget 33% --reads threads --replay on
     part one-thread --repack pager -t 1 --reference stock:none+repack --budget 50%
     echo
     python3 scripts/compare_logits.py "$out/$shape" || status=1

@@ -23,7 +23,7 @@ def runs(folder):
 def arithmetic(setup, run):
     """What decides which numbers are computed."""
     names = ("n_prompt", "n_gen", "n_batch", "n_ubatch", "n_threads", "flash_attn")
-    return tuple(setup[name] for name in names) + (run["row"]["repack"],)
+    return tuple(setup[name] for name in names) + (json.dumps(setup["routing"]), run["row"]["repack"])
 
 
 def digests(run):
