@@ -58,6 +58,8 @@ impl ExpertType {
 
 /// Tokens of `tiny-gpt-oss-wide`.
 const WIDE_VOCABULARY: u64 = 70_000;
+/// Layers of `tiny-deepseek2-deep`.
+const DEEP_LAYERS: u64 = 6;
 
 /// Names that stand for one shape each.
 const NAMES: [&str; 16] = [
@@ -84,7 +86,7 @@ impl Shape {
     ///
     /// The tiny mixtures of experts also exist with other types of experts: `tiny-gpt-oss-q8_0`,
     /// `tiny-qwen3moe-mxfp4` and so on, with the names of [`ExpertType`]. `tiny-gpt-oss-wide` has an embedding of 34 MiB, which the
-    /// pager reads by rows.
+    /// pager reads by rows; `tiny-deepseek2-deep` has more layers, so that its experts exceed the fewest slots that work.
     ///
     /// # Errors
     /// [`Error::UnknownShape`].
@@ -129,13 +131,17 @@ impl Shape {
                 let types = experts.map_or(tiny.types, qwen3moe::Types::Experts);
                 Qwen3Moe { types, ..tiny }.plan()?
             }
-            ("tiny-deepseek2" | "tiny-deepseek2-mha", _) => {
+            ("tiny-deepseek2" | "tiny-deepseek2-mha" | "tiny-deepseek2-deep", _) => {
                 let tiny = deepseek2::TINY;
                 let types = experts.map_or(tiny.types, deepseek2::Types::Experts);
-                let latent = base == "tiny-deepseek2";
+                let layers = match base {
+                    "tiny-deepseek2-deep" => DEEP_LAYERS,
+                    _ => tiny.layers,
+                };
                 DeepSeek2 {
                     types,
-                    latent,
+                    latent: base != "tiny-deepseek2-mha",
+                    layers,
                     ..tiny
                 }
                 .plan()?
@@ -182,7 +188,7 @@ impl Shape {
         })
     }
 
-    /// The names of all shapes, without those that differ only in the type of their weights or the size of their vocabulary.
+    /// The names of all shapes, without those that differ only in the type of their weights, the size of their vocabulary or the number of their layers.
     pub fn names() -> &'static [&'static str] {
         &NAMES
     }

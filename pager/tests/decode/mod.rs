@@ -14,8 +14,14 @@ pub(crate) fn folder() -> tempfile::TempDir {
 }
 
 pub(crate) fn model_file(folder: &Path, shape: &str) -> PathBuf {
+    model_file_of(folder, shape, 1)
+}
+
+/// With weights of this seed.
+pub(crate) fn model_file_of(folder: &Path, shape: &str, seed: u64) -> PathBuf {
     let path = folder.join(format!("{shape}.gguf"));
-    model_shapes::generate(&Shape::by_name(shape).unwrap(), &path, 1, &mut |_, _| {}).unwrap();
+    let shape = Shape::by_name(shape).unwrap();
+    model_shapes::generate(&shape, &path, seed, &mut |_, _| {}).unwrap();
     path
 }
 
@@ -121,16 +127,21 @@ pub(crate) struct Decoder {
 impl Decoder {
     /// The first step will be a prompt of this many tokens.
     pub(crate) fn new(n_prompt: i32) -> Decoder {
-        let mut batch = Batch::new(n_prompt.max(1) as usize, 1);
-        for position in 0..n_prompt {
-            let token = Token((position * 7 + 3) % 64);
-            let is_last = position + 1 == n_prompt;
-            batch.add(token, position, &[0], is_last).unwrap();
+        let tokens: Vec<Token> = (0..n_prompt).map(|at| Token((at * 7 + 3) % 64)).collect();
+        Decoder::of(&tokens)
+    }
+
+    /// The first step will be this prompt.
+    pub(crate) fn of(prompt: &[Token]) -> Decoder {
+        let mut batch = Batch::new(prompt.len().max(1), 1);
+        for (position, &token) in prompt.iter().enumerate() {
+            let is_last = position + 1 == prompt.len();
+            batch.add(token, position as i32, &[0], is_last).unwrap();
         }
         Decoder {
             batch,
             n_past: 0,
-            n_in_batch: n_prompt,
+            n_in_batch: prompt.len() as i32,
         }
     }
 
