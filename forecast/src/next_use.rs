@@ -111,8 +111,8 @@ impl NextUse {
         NextUse {
             layers: layers.collect(),
             recall: Recall::new(n_experts, MEMORY),
-            // About what the shared traces end at: then few tokens are needed.
-            regression: Regression::new([0.2, 0.15, 0.05, 0.05, 0.65], LEARNING_RATE),
+            // Memory gets more of it with the tokens that it has.
+            regression: Regression::new([0.0, 0.3, 0.2, 0.1, 0.5], LEARNING_RATE),
             n_computed: 0,
         }
     }
