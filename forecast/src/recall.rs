@@ -198,7 +198,7 @@ mod tests {
     /// What the round that ends at a layer of a token shares with the one so many tokens before, picked out one by one.
     fn shared(tokens: &Tokens, token: usize, layer: usize, lag: usize) -> u16 {
         let mut n_shared = 0;
-        for other in 0..N_EXPERTS.len() {
+        for (other, _) in N_EXPERTS.iter().enumerate() {
             let token = if other <= layer {
                 Some(token)
             } else {
