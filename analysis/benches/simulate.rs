@@ -58,5 +58,29 @@ fn policies(criterion: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, policies);
+/// The policy that learns. It costs most when it remembers as many tokens as it can.
+fn learned(criterion: &mut Criterion) {
+    let window = Window {
+        n_tokens: Some(6_000),
+        ..Window::default()
+    };
+    let workload = Workload::from_routing(&trace(), window, None).unwrap();
+    let cache = Cache::global(Capacity::SlotsPerLayer(SLOTS));
+    let n_misses = |policy| {
+        simulate(&workload, cache, &policy)
+            .unwrap()
+            .total
+            .n_misses()
+    };
+    assert!(n_misses(PolicyName::NextUse) < n_misses(PolicyName::Lru));
+    let mut group = criterion.benchmark_group("learned");
+    group.sample_size(10);
+    group.throughput(Throughput::Elements(workload.accesses().len() as u64));
+    group.bench_function("next-use", |bencher| {
+        bencher.iter(|| simulate(black_box(&workload), cache, &PolicyName::NextUse).unwrap());
+    });
+    group.finish();
+}
+
+criterion_group!(benches, policies, learned);
 criterion_main!(benches);

@@ -8,6 +8,7 @@
 mod lookahead;
 mod next_use;
 mod rates;
+mod recall;
 
 pub use lookahead::{Guess, Lookahead};
 pub use next_use::NextUse;

@@ -118,7 +118,7 @@ impl Lookahead {
             .layer
             .is_some_and(|last| (last + 1) % n_layers == layer);
         for (guess, features) in self.open.drain(..).filter(|_| follows) {
-            let was_used = picks.contains(&guess.expert);
+            let was_used = f64::from(u8::from(picks.contains(&guess.expert)));
             self.regression
                 .learn(&features, guess.probability, was_used);
         }

@@ -67,9 +67,9 @@ impl<const N: usize> Regression<N> {
         1.0 / (1.0 + (-score).exp())
     }
 
-    /// The answer was `probability`, and it happened or did not.
-    pub(crate) fn learn(&mut self, features: &[f64; N], probability: f64, happened: bool) {
-        let error = f64::from(u8::from(happened)) - probability;
+    /// The answer was `probability`, and 1 if it happened, 0 if not, or what is between them, would have been right.
+    pub(crate) fn learn(&mut self, features: &[f64; N], probability: f64, right: f64) {
+        let error = right - probability;
         for (weight, feature) in self.weights.iter_mut().zip(features) {
             *weight += self.rate * error * feature;
         }

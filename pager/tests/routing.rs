@@ -80,8 +80,6 @@ fn the_pool_misses_what_the_simulator_says() {
             ("lfu-decay:0.99", 192),
             ("lfu", 288),
             ("lru", 288),
-            ("next-use", 96),
-            ("next-use", 288),
         ] {
             let expected = simulated(&trace, n_tokens, n_slots, policy);
             let found = replay(&trace, n_tokens, 1, &[n_slots as u32], policy);
@@ -95,6 +93,12 @@ fn the_pool_misses_what_the_simulator_says() {
         let expected = simulated(&trace, 1_000, 288, "lfu-mix");
         let found = replay(&trace, 1_000, 1, &[288], "lfu-mix");
         assert_eq!(found.miss_bytes, expected.miss_bytes, "{name}");
+        // It learns from every token and remembers thousands.
+        for n_slots in [96, 288] {
+            let expected = simulated(&trace, 5_000, n_slots, "next-use");
+            let found = replay(&trace, 5_000, 1, &[n_slots as u32], "next-use");
+            assert_eq!(found.miss_bytes, expected.miss_bytes, "{name} {n_slots}");
+        }
         // Gate, up and down of an expert are slices of their own and come and go together.
         for policy in ["lfu-decay:0.95", "next-use"] {
             let expected = simulated(&trace, 3_000, 288, policy);
