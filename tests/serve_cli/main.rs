@@ -7,12 +7,13 @@ mod common;
 mod answers;
 mod lifecycle;
 mod openai;
+mod states;
 mod verbs;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -33,10 +34,14 @@ struct Server {
 
 /// Starts a server with a configuration, in a folder of its own.
 fn serve(config: &str) -> Server {
+    serve_with(config, faultline())
+}
+
+/// The same with a command that has an environment of its own.
+fn serve_with(config: &str, mut command: Command) -> Server {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("models.toml");
     std::fs::write(&path, config).unwrap();
-    let mut command = faultline();
     command
         .arg("serve")
         .arg("--config")

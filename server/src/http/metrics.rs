@@ -236,6 +236,18 @@ fn text(models: &[Row], (held, budget): (u64, u64), memory: &ProcessMemory) -> S
             |row| row.counters.suspended as f64,
         ),
         (
+            "model_saved_states_total",
+            "counter",
+            "Sequences that were kept in files.",
+            |row| row.counters.saved_states as f64,
+        ),
+        (
+            "model_restored_states_total",
+            "counter",
+            "Requests that began with one of those.",
+            |row| row.counters.restored_states as f64,
+        ),
+        (
             "model_hits_total",
             "counter",
             "Slices found in memory.",
