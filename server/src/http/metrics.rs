@@ -159,7 +159,7 @@ fn text(models: &[Row], (held, budget): (u64, u64), memory: &ProcessMemory) -> S
         memory.resident_bytes() as f64,
     );
     type Value = fn(&Row) -> f64;
-    let rows: [(&str, &str, &str, Value); 17] = [
+    let rows: [(&str, &str, &str, Value); 19] = [
         ("model_loaded", "gauge", "Whether it is in memory.", |row| {
             f64::from(u8::from(row.listed.is_loaded()))
         }),
