@@ -17,6 +17,7 @@ import pathlib
 import re
 import shutil
 import statistics
+import sys
 import tempfile
 import time
 
@@ -67,6 +68,7 @@ class Turn:
         self.loading = 1e3 * (loading_s(server) - before)
         self.prompt = timings["prompt_ms"]
         self.cached, self.computed = timings["cache_n"], timings["prompt_n"]
+        print(f"{self.first:.0f} ms, {self.cached} tokens kept", file=sys.stderr)
 
 
 def loading_s(server):
