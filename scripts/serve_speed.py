@@ -53,7 +53,7 @@ def per_token_ms(times):
 
 
 def token(arguments, name, path):
-    server = Server(arguments.binary, table(name, path, "n_ctx = 2048"))
+    server = Server(arguments.binary, arguments.keys.replace(",", "\n") + "\n" + table(name, path, "n_ctx = 2048"))
     body = {"model": name, "prompt": QUESTION, "max_tokens": arguments.tokens, "temperature": 0}
     command = [arguments.binary, "run", "-m", path, "-p", QUESTION, "--raw", "--temp", "0", "-n", str(arguments.tokens), "-c", "2048"]
     pieces = []
@@ -103,6 +103,7 @@ def main():
     parser = parser_of(__doc__, ("token", "batch"))
     parser.add_argument("--bench", help='llama-batched-bench: "$(scripts/llama-bench.sh --tool llama-batched-bench --unpatched --path)"')
     parser.add_argument("--only", choices=("smollm2-135m", "qwen2.5-coder-0.5b"), help="one of the models")
+    parser.add_argument("--keys", default="", help="token: further keys of the server, separated by commas")
     parser.add_argument("--streams", type=int, default=4)
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--repeat", type=int, default=15)

@@ -648,12 +648,12 @@ impl<'model> Context<'model> {
     }
 
     /// NULL for a model that keeps no state between batches.
-    fn memory(&self) -> sys::llama_memory_t {
+    pub(crate) fn memory(&self) -> sys::llama_memory_t {
         // SAFETY: the context is alive.
         unsafe { sys::llama_get_memory(self.raw()) }
     }
 
-    fn check_sequence(&self, sequence: u32) -> Result<()> {
+    pub(crate) fn check_sequence(&self, sequence: u32) -> Result<()> {
         if sequence < self.n_seq_max {
             return Ok(());
         }

@@ -69,6 +69,7 @@ mod sampler;
 mod shim;
 mod slices;
 mod stack;
+mod state;
 mod step;
 mod tensors;
 mod utf8;

@@ -358,6 +358,85 @@ fn the_kv_cache_can_be_cut() {
     assert!(context.memory_seq_pos_max(1).is_err());
 }
 
+/// The logits after `tokens`, which follow what sequence `sequence` has.
+fn logits_after(context: &mut Context<'_>, sequence: u32, tokens: &[Token]) -> Vec<u32> {
+    let next = context.memory_seq_pos_max(sequence).unwrap();
+    let first = next.map_or(0, |last| last + 1) as i32;
+    for (chunk, tokens) in tokens.chunks(16).enumerate() {
+        let mut batch = Batch::new(16, 2);
+        for (index, token) in tokens.iter().enumerate() {
+            let position = first + (16 * chunk + index) as i32;
+            batch
+                .add(*token, position, &[sequence], index + 1 == tokens.len())
+                .unwrap();
+        }
+        context.decode(&batch).unwrap();
+    }
+    let logits = context.logits(-1).unwrap();
+    logits.iter().map(|logit| logit.to_bits()).collect()
+}
+
+/// Bit for bit as in the context where it began, also where layers see a window only.
+#[test]
+fn a_sequence_goes_on_in_another_context() {
+    let mut states = Vec::new();
+    for shape in ["tiny-llama-untied", "tiny-gpt-oss"] {
+        let tiny = TinyModel::new(shape);
+        let model = tiny.load(&ModelParams::default());
+        let params = ContextParams {
+            n_seq_max: 2,
+            n_outputs_max: 2,
+            kv_unified: true,
+            ..context_params()
+        };
+        let mut first = Context::new(&model, &params).unwrap();
+        logits_after(&mut first, 0, &prompt(150));
+        let state = first.sequence_state(0).unwrap();
+        let expected = logits_after(&mut first, 0, &prompt(7));
+
+        let mut second = Context::new(&model, &params).unwrap();
+        second.set_sequence_state(1, &state).unwrap();
+        assert_eq!(second.memory_seq_pos_max(1).unwrap(), Some(149), "{shape}");
+        assert_eq!(
+            logits_after(&mut second, 1, &prompt(7)),
+            expected,
+            "{shape}"
+        );
+
+        // A state in place of another one, and one for which there is no room.
+        second.set_sequence_state(1, &state).unwrap();
+        assert_eq!(
+            logits_after(&mut second, 1, &prompt(7)),
+            expected,
+            "{shape}"
+        );
+        let error = second.set_sequence_state(0, &state).unwrap_err();
+        assert!(matches!(error, Error::Native { .. }), "{error:?}");
+        assert_eq!(second.memory_seq_pos_max(0).unwrap(), None);
+        assert!(second.set_sequence_state(2, &state).is_err());
+        assert!(second.sequence_state(2).is_err());
+
+        // What is no state of this model empties the sequence.
+        second.clear_kv();
+        states.push(state);
+        let own = states.last().unwrap();
+        let cut = [0, 1, 8, 12, 100, own.len() / 2, own.len() - 1].map(|length| &own[..length]);
+        let others = states[..states.len() - 1].iter().map(Vec::as_slice);
+        let longer = [&own[..], &[0]].concat();
+        for bad in cut.into_iter().chain(others).chain([&longer[..]]) {
+            logits_after(&mut second, 0, &prompt(3));
+            assert!(second.set_sequence_state(0, bad).is_err(), "{}", bad.len());
+            assert_eq!(second.memory_seq_pos_max(0).unwrap(), None);
+        }
+        second.set_sequence_state(0, own).unwrap();
+        assert_eq!(
+            logits_after(&mut second, 0, &prompt(7)),
+            expected,
+            "{shape}"
+        );
+    }
+}
+
 #[test]
 fn time_and_memory_are_counted() {
     let tiny = TinyModel::new("tiny-gpt-oss");

@@ -164,6 +164,28 @@ int32_t faultline_memory_seq_cp(llama_context * context, llama_seq_id from, llam
     });
 }
 
+int32_t faultline_state_seq_get_size(llama_context * context, llama_seq_id seq_id, size_t * result) {
+    return guarded([&]() -> int32_t {
+        *result = llama_state_seq_get_size(context, seq_id);
+        return FAULTLINE_OK;
+    });
+}
+
+int32_t faultline_state_seq_get_data(llama_context * context, uint8_t * data, size_t size, llama_seq_id seq_id, size_t * result) {
+    return guarded([&]() -> int32_t {
+        *result = llama_state_seq_get_data(context, data, size, seq_id);
+        return FAULTLINE_OK;
+    });
+}
+
+int32_t faultline_state_seq_set_data(
+        llama_context * context, const uint8_t * data, size_t size, llama_seq_id seq_id, size_t * result) {
+    return guarded([&]() -> int32_t {
+        *result = llama_state_seq_set_data(context, data, size, seq_id);
+        return FAULTLINE_OK;
+    });
+}
+
 int32_t faultline_tokenize(
         const llama_vocab * vocab, const char * text, int32_t text_len, llama_token * tokens, int32_t n_tokens_max,
         bool add_special, bool parse_special, int32_t * result) {

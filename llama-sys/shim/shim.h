@@ -66,6 +66,14 @@ int32_t faultline_memory_seq_rm(struct llama_context * context, llama_seq_id seq
 /* Wraps llama_memory_seq_cp. */
 int32_t faultline_memory_seq_cp(struct llama_context * context, llama_seq_id from, llama_seq_id to, llama_pos p0, llama_pos p1);
 
+/* Wrap llama_state_seq_get_size, llama_state_seq_get_data and llama_state_seq_set_data; result is what they return, 0 for a failure
+ * whose reason is in the log. */
+int32_t faultline_state_seq_get_size(struct llama_context * context, llama_seq_id seq_id, size_t * result);
+int32_t faultline_state_seq_get_data(
+        struct llama_context * context, uint8_t * data, size_t size, llama_seq_id seq_id, size_t * result);
+int32_t faultline_state_seq_set_data(
+        struct llama_context * context, const uint8_t * data, size_t size, llama_seq_id seq_id, size_t * result);
+
 /* Wraps llama_tokenize: result is the number of tokens, or the negative of the number that would have been needed. */
 int32_t faultline_tokenize(
         const struct llama_vocab * vocab, const char * text, int32_t text_len, llama_token * tokens, int32_t n_tokens_max,

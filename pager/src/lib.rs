@@ -27,6 +27,6 @@ pub use paged::{PagedModel, Pager, PagerError, PagerOptions};
 pub use plan::{Demand, MemoryPlan, Pages, PlanError};
 pub use policy::{Policy, PolicyName};
 pub use pool::{Census, Fetch, Pool, PoolFull, PoolMode, PoolSlice, SlotId};
-pub use replay::{Replay, ReplayReport};
+pub use replay::{Replay, ReplayReport, cache_folder};
 pub use residency::{Residency, State};
 pub use slices::{SliceId, Slices};

@@ -31,6 +31,8 @@ pub struct ModelCounters {
     misses: AtomicU64,
     delivered_bytes: AtomicU64,
     stall_ns: AtomicU64,
+    saved_states: AtomicU64,
+    restored_states: AtomicU64,
     running: Mutex<Vec<RunningSlot>>,
 }
 
@@ -92,6 +94,10 @@ pub struct CountersSnapshot {
     pub delivered_bytes: u64,
     /// Time that threads waited for them, summed over threads (pager).
     pub stall_ns: u64,
+    /// Sequences that were kept in files when the model left.
+    pub saved_states: u64,
+    /// Requests that began with a sequence from a file.
+    pub restored_states: u64,
 }
 
 impl ModelCounters {
@@ -156,6 +162,14 @@ impl ModelCounters {
         add(&self.suspended, 1);
     }
 
+    pub(crate) fn saved(&self, count: u64) {
+        add(&self.saved_states, count);
+    }
+
+    pub(crate) fn restored(&self) {
+        add(&self.restored_states, 1);
+    }
+
     /// Adds what a pager did since the last time.
     pub(crate) fn paged(&self, done: &pager::CountersSnapshot) {
         add(&self.hits, done.total.n_hits);
@@ -188,6 +202,8 @@ impl ModelCounters {
             misses: get(&self.misses),
             delivered_bytes: get(&self.delivered_bytes),
             stall_ns: get(&self.stall_ns),
+            saved_states: get(&self.saved_states),
+            restored_states: get(&self.restored_states),
         }
     }
 }

@@ -52,6 +52,8 @@ pub struct Holding {
     pub kv_bytes: u64,
     /// Bytes for intermediate results.
     pub compute_bytes: u64,
+    /// Bytes of the copy that a state may take when it is written to a file or read from one, at most.
+    pub state_bytes: u64,
     /// Bytes of all these that are in mappings of the files, where the kernel decides what is in memory.
     pub mapped_bytes: u64,
     /// The model's own budget, if it has one.
@@ -68,7 +70,7 @@ impl Holding {
     /// Bytes that count in the server's budget.
     pub fn held_bytes(&self) -> u64 {
         let all = self.weights_bytes + self.kv_bytes + self.compute_bytes;
-        self.budget_bytes.map_or(all, |budget| budget.max(all))
+        self.budget_bytes.map_or(all, |budget| budget.max(all)) + self.state_bytes
     }
 }
 

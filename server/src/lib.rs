@@ -29,5 +29,6 @@ pub mod listing;
 pub mod llama;
 pub mod memory;
 pub mod start;
+mod states;
 #[cfg(test)]
 mod testing;

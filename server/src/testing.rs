@@ -61,6 +61,7 @@ impl Engine for FakeEngine {
             weights_bytes: MODEL_BYTES / 2,
             kv_bytes: MODEL_BYTES / 4,
             compute_bytes: MODEL_BYTES / 4,
+            state_bytes: 0,
             mapped_bytes: 0,
             budget_bytes: None,
             n_ctx: 100,

@@ -7,12 +7,13 @@ mod common;
 mod answers;
 mod lifecycle;
 mod openai;
+mod states;
 mod verbs;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStderr, Stdio};
+use std::process::{Child, ChildStderr, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -33,11 +34,10 @@ struct Server {
 }
 
 /// Starts `faultline serve` with a configuration, in a folder of its own. Gives the process, its standard error, and the folder.
-fn start(config: &str) -> (Child, ChildStderr, tempfile::TempDir) {
+fn start(mut command: Command, config: &str) -> (Child, ChildStderr, tempfile::TempDir) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("models.toml");
     std::fs::write(&path, config).unwrap();
-    let mut command = faultline();
     command
         .args(["serve", "--config"])
         .arg(&path)
@@ -50,7 +50,12 @@ fn start(config: &str) -> (Child, ChildStderr, tempfile::TempDir) {
 
 /// A server with a configuration, once it listens.
 fn serve(config: &str) -> Server {
-    let (child, errors, folder) = start(config);
+    serve_with(config, faultline())
+}
+
+/// The same with a command that has an environment of its own.
+fn serve_with(config: &str, command: Command) -> Server {
+    let (child, errors, folder) = start(command, config);
     let mut lines = BufReader::new(errors).lines();
     let mut seen = Vec::new();
     let address = loop {
@@ -187,7 +192,7 @@ fn run(model: &Path, arguments: &[&str]) -> String {
 
 /// What a server says that does not start.
 fn serve_error(config: &str) -> String {
-    let (mut child, mut errors, _folder) = start(config);
+    let (mut child, mut errors, _folder) = start(faultline(), config);
     let mut text = String::new();
     errors.read_to_string(&mut text).unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(2), "{text}");

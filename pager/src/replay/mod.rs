@@ -26,18 +26,21 @@ pub enum Replay {
     In(PathBuf),
 }
 
+/// The cache folder: `$FAULTLINE_CACHE`, or `faultline` in `$XDG_CACHE_HOME` or `~/.cache`; `None` where none of these is known.
+pub fn cache_folder() -> Option<PathBuf> {
+    let variable = |name| {
+        let value = env::var_os(name).filter(|value| !value.is_empty());
+        value.map(PathBuf::from)
+    };
+    variable("FAULTLINE_CACHE")
+        .or_else(|| Some(variable("XDG_CACHE_HOME")?.join("faultline")))
+        .or_else(|| Some(variable("HOME")?.join(".cache/faultline")))
+}
+
 impl Replay {
-    /// Files in `replay` of the cache folder: `$FAULTLINE_CACHE`, or `faultline` in `$XDG_CACHE_HOME` or `~/.cache`. Off where none of
-    /// these is known.
+    /// Files in `replay` of the [`cache_folder`]. Off where there is none.
     pub fn in_cache() -> Replay {
-        let variable = |name| {
-            let value = env::var_os(name).filter(|value| !value.is_empty());
-            value.map(PathBuf::from)
-        };
-        let cache = variable("FAULTLINE_CACHE")
-            .or_else(|| Some(variable("XDG_CACHE_HOME")?.join("faultline")))
-            .or_else(|| Some(variable("HOME")?.join(".cache/faultline")));
-        cache.map_or(Replay::Off, |cache| Replay::In(cache.join("replay")))
+        cache_folder().map_or(Replay::Off, |cache| Replay::In(cache.join("replay")))
     }
 
     /// The folder, if there is one.

@@ -28,6 +28,7 @@ fn seen() -> Seen {
             weights_bytes: 400 * MIB,
             kv_bytes: 30 * MIB,
             compute_bytes: 10 * MIB,
+            state_bytes: 0,
             mapped_bytes: 400 * MIB,
             budget_bytes: None,
             n_ctx: 100,

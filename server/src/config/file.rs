@@ -10,7 +10,7 @@ use pager::Budget;
 use serde::Deserialize;
 use toml::Spanned;
 
-use super::values::{BudgetValue, Bytes, Time, Ttl};
+use super::values::{BudgetValue, Bytes, KeepState, Time, Ttl};
 use super::{Config, ConfigError, Limits, ModelConfig, PrefetchMode, Sampling};
 
 /// llama-server's.
@@ -71,6 +71,7 @@ struct ModelFile {
     #[serde(default)]
     preload: bool,
     cache_prompt: Option<bool>,
+    keep_state: Option<KeepState>,
     concurrency_limit: Option<u32>,
     queue_limit: Option<usize>,
     #[serde(default)]
@@ -270,6 +271,10 @@ fn check(table: &ModelFile) -> Result<(), (&'static str, String)> {
         let problem = "only prefetch = \"pager\" reads what the last run needed in its order";
         return Err(("replay", problem.to_owned()));
     }
+    if table.keep_state.is_some_and(|keep| keep.bytes() > 0) && table.cache_prompt == Some(false) {
+        let problem = "keeps what cache_prompt = false says is not to be kept";
+        return Err(("keep_state", problem.to_owned()));
+    }
     if table.use_mlock && !matches!(table.prefetch, None | Some(PrefetchName::Eager)) {
         let problem = "locks all of a mapped model in memory, which needs prefetch = \"eager\"";
         return Err(("use_mlock", problem.to_owned()));
@@ -323,6 +328,7 @@ fn resolve(config_path: &Path, name: &str, table: ModelFile, ttl: Ttl) -> ModelC
         group: table.group,
         preload: table.preload,
         cache_prompt: table.cache_prompt.unwrap_or(true),
+        keep_state_bytes: table.keep_state.map_or(0, KeepState::bytes),
         concurrency_limit: table.concurrency_limit.unwrap_or(4),
         queue_limit: table.queue_limit.unwrap_or(256),
         sampling: Sampling {

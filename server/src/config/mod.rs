@@ -181,6 +181,8 @@ pub struct ModelConfig {
     pub preload: bool,
     /// Whether what requests leave in the KV cache is kept for others that begin the same.
     pub cache_prompt: bool,
+    /// Bytes of the files in which that is kept when the model leaves; 0: it is not.
+    pub keep_state_bytes: u64,
     /// Most requests that are computed together.
     pub concurrency_limit: u32,
     /// Most requests that wait for it.

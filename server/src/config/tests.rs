@@ -87,6 +87,7 @@ fn defaults_are_as_the_example_says() {
     assert_eq!(model.prefetch, shown.prefetch);
     assert!(model.repack);
     assert_eq!(model.cache_prompt, shown.cache_prompt);
+    assert_eq!(model.keep_state_bytes, shown.keep_state_bytes);
     assert_eq!(model.concurrency_limit, shown.concurrency_limit);
     assert_eq!(model.queue_limit, shown.queue_limit);
     assert_eq!(model.context_tokens(131_072), 4096);
@@ -124,6 +125,10 @@ fn unknown_keys_and_wrong_types_name_their_line() {
             "[models.a]\npath = 'x'\nprefetch = 'lazy'\n",
             &["line 3", "lazy", "selective"],
         ),
+        (
+            "[models.a]\npath = 'x'\nkeep_state = 'some'\n",
+            &["line 3", "256MiB"],
+        ),
         ("[models.a\n", &["line 1"]),
     ] {
         let message = refusal(text);
@@ -147,6 +152,10 @@ fn contradictions_name_the_model_and_the_line() {
         (
             "repack = true\nuse_mlock = true",
             &["models.a.use_mlock", "copies"],
+        ),
+        (
+            "keep_state = true\ncache_prompt = false",
+            &["models.a.keep_state", "cache_prompt"],
         ),
         ("concurrency_limit = 0", &["concurrency_limit", "1..=256"]),
         ("n_threads = 0", &["n_threads", "1..=512"]),
@@ -172,6 +181,25 @@ fn contradictions_name_the_model_and_the_line() {
     assert!(refusal("api_keys = ['two words']\n").contains("two words"));
     let twice = "[models.a]\npath='x'\naliases=['c']\n[models.b]\npath='x'\naliases=['c']\n";
     assert!(refusal(twice).contains("\"c\" is a name of a already"));
+}
+
+#[test]
+fn states_are_kept_where_that_is_asked_for() {
+    for (value, bytes) in [
+        ("true", 256 << 20),
+        ("false", 0),
+        ("'1GiB'", 1 << 30),
+        ("1000", 1000),
+    ] {
+        let config = parse(&format!("[models.a]\npath = 'x'\nkeep_state = {value}\n"));
+        assert_eq!(
+            config.unwrap().models["a"].keep_state_bytes,
+            bytes,
+            "{value}"
+        );
+    }
+    let off = "[models.a]\npath = 'x'\nkeep_state = false\ncache_prompt = false\n";
+    assert!(parse(off).is_ok());
 }
 
 #[test]

@@ -139,6 +139,31 @@ impl<'de> Deserialize<'de> for Bytes {
     }
 }
 
+/// Whether states are kept in files, and within how many bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize)]
+#[serde(
+    untagged,
+    expecting = "expected true, false, or a size such as \"256MiB\""
+)]
+pub(super) enum KeepState {
+    Switch(bool),
+    Within(Bytes),
+}
+
+impl KeepState {
+    /// Some conversations: a token takes 10 to 100 KB.
+    const DEFAULT_BYTES: u64 = 256 << 20;
+
+    /// Bytes; 0: nothing is kept.
+    pub(super) fn bytes(self) -> u64 {
+        match self {
+            KeepState::Switch(true) => KeepState::DEFAULT_BYTES,
+            KeepState::Switch(false) => 0,
+            KeepState::Within(bytes) => bytes.0,
+        }
+    }
+}
+
 /// A budget of memory, as the pager reads it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct BudgetValue(pub(super) Budget);

@@ -13,6 +13,7 @@ use super::sequence::{Piece, Sequence};
 use super::{ChosenToken, Event, Failure, FinishReason, Job, Prompt, Request};
 use crate::config::Sampling;
 use crate::counters::ModelCounters;
+use crate::states::States;
 
 /// Tokens of prompts in a step while others generate: those wait for them.
 const PROMPT_TOKENS_BESIDE: usize = 128;
@@ -67,6 +68,18 @@ pub(crate) trait Decoder {
     /// Probabilities of a token after a row of the last step, and of the most probable `count`.
     fn chosen(&self, row: usize, token: Token, count: usize) -> ChosenToken;
 
+    /// Bytes of what the KV cache has of a sequence.
+    fn state_bytes(&mut self, slot: u32) -> u64;
+
+    /// A copy of what the KV cache has of a sequence, to be restored later.
+    fn state(&mut self, slot: u32) -> Option<Vec<u8>>;
+
+    /// Puts the state of a sequence of `count` tokens into the KV cache. `false` if it is none, and the sequence is of no use then.
+    fn restore(&mut self, slot: u32, state: &[u8], count: usize) -> bool;
+
+    /// Whether a part of a sequence that was restored is of use.
+    fn cuts_restored(&self) -> bool;
+
     /// Removes a sequence from the KV cache.
     fn forget(&mut self, slot: u32);
 
@@ -89,12 +102,17 @@ pub(crate) struct Batcher<'a, D: Decoder> {
 }
 
 impl<'a, D: Decoder> Batcher<'a, D> {
-    /// `keeps`: sequences of requests that have ended stay in the KV cache while there is room.
-    pub(crate) fn new(decoder: D, counters: &'a ModelCounters, keeps: bool) -> Self {
+    /// `keeps`: sequences of requests that have ended stay in the KV cache while there is room, and in `states` after that.
+    pub(crate) fn new(
+        decoder: D,
+        counters: &'a ModelCounters,
+        keeps: bool,
+        states: Option<States>,
+    ) -> Self {
         Batcher {
             decoder,
             counters,
-            kept: Kept::new(keeps),
+            kept: Kept::new(keeps, states),
             sequences: Vec::new(),
             rows: Vec::new(),
         }
@@ -145,13 +163,24 @@ impl<'a, D: Decoder> Batcher<'a, D> {
         }
         let taken: Vec<u32> = self.sequences.iter().map(|s| s.slot).collect();
         let wanted = request.reuses.then_some(tokens.as_slice());
-        let place = self.kept.place(&mut self.decoder, &taken, wanted);
+        let held = self
+            .sequences
+            .iter()
+            .map(|sequence| match sequence.is_admitted {
+                true => sequence.tokens.len(),
+                false => sequence.n_past,
+            });
+        let room = n_ctx.saturating_sub(held.sum());
+        let place = self.kept.place(&mut self.decoder, &taken, wanted, room);
         let place = place.ok_or_else(|| {
             Failure::Internal(format!(
                 "more than {} requests at a time",
                 self.decoder.n_slots()
             ))
         })?;
+        if place.is_restored {
+            self.counters.restored();
+        }
         Ok((place, tokens, sampler))
     }
 
@@ -204,6 +233,13 @@ impl<'a, D: Decoder> Batcher<'a, D> {
                 Err(reason)
             }
         }
+    }
+
+    /// To be called when there are no requests and the model leaves: keeps what can be of use after the next load, while `may_go_on`
+    /// says yes.
+    pub(crate) fn leave(mut self, may_go_on: &dyn Fn() -> bool) {
+        let count = self.kept.save(&mut self.decoder, may_go_on);
+        self.counters.saved(count);
     }
 
     /// Ends everything.

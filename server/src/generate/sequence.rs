@@ -121,6 +121,16 @@ impl<S> Sequence<S> {
         self.tokens.len() - self.n_past > 1
     }
 
+    /// Tokens of the prompt; at least one.
+    pub(super) fn n_prompt(&self) -> usize {
+        self.n_prompt
+    }
+
+    /// Whether it may go on from what others left, and leave something for others.
+    pub(super) fn reuses(&self) -> bool {
+        self.job.request.reuses
+    }
+
     pub(super) fn n_generated(&self) -> usize {
         self.tokens.len() - self.n_prompt
     }

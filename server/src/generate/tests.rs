@@ -1,3 +1,5 @@
+mod kept;
+
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
@@ -19,6 +21,8 @@ struct ByteDecoder {
     next_errors: Vec<DecodeError>,
     /// As a cache that has only the last tokens of each sequence.
     keeps_windows: bool,
+    /// As such a cache that nothing was overwritten in yet.
+    has_room_for_windows: bool,
     /// Sizes of the steps, and how many sequences each had.
     steps: Vec<(usize, usize)>,
 }
@@ -102,6 +106,32 @@ impl Decoder for ByteDecoder {
         }
     }
 
+    fn state_bytes(&mut self, slot: u32) -> u64 {
+        4 * self.cache[&slot].len() as u64
+    }
+
+    fn state(&mut self, slot: u32) -> Option<Vec<u8>> {
+        let tokens = self.cache[&slot].iter();
+        Some(tokens.flat_map(|token| token.0.to_le_bytes()).collect())
+    }
+
+    fn restore(&mut self, slot: u32, state: &[u8], count: usize) -> bool {
+        let numbers = state.as_chunks::<4>().0.iter();
+        let tokens: Vec<Token> = numbers
+            .map(|bytes| Token(i32::from_le_bytes(*bytes)))
+            .collect();
+        let used: usize = self.cache.values().map(Vec::len).sum();
+        assert!(used + tokens.len() <= self.n_ctx, "{used} cells are taken");
+        let is_good = tokens.len() == count;
+        let before = self.cache.insert(slot, tokens);
+        assert_eq!(before, None, "the sequence is taken");
+        is_good
+    }
+
+    fn cuts_restored(&self) -> bool {
+        !self.keeps_windows
+    }
+
     fn forget(&mut self, slot: u32) {
         self.cache.remove(&slot);
     }
@@ -109,8 +139,9 @@ impl Decoder for ByteDecoder {
     fn cut(&mut self, slot: u32, count: usize) -> bool {
         let cached = self.cache.get_mut(&slot).unwrap();
         assert!(0 < count && count <= cached.len());
+        let is_whole = count == cached.len();
         cached.truncate(count);
-        !self.keeps_windows
+        is_whole || !self.keeps_windows || self.has_room_for_windows
     }
 
     fn is_end(&self, token: Token) -> bool {
@@ -130,6 +161,7 @@ fn decoder(n_batch: usize, n_ctx: usize) -> ByteDecoder {
         rows: Vec::new(),
         next_errors: Vec::new(),
         keeps_windows: false,
+        has_room_for_windows: false,
         steps: Vec::new(),
     }
 }
@@ -233,7 +265,7 @@ fn run(batcher: &mut Batcher<'_, ByteDecoder>) {
 fn requests_that_share_a_batch_give_what_each_gives_alone() {
     let jobs = Jobs::new();
     let counters = ModelCounters::default();
-    let mut batcher = Batcher::new(decoder(64, 4096), &counters, false);
+    let mut batcher = Batcher::new(decoder(64, 4096), &counters, false, None);
     let prompts = [
         "x".repeat(150),
         "hello".to_owned(),
@@ -273,7 +305,7 @@ fn requests_that_share_a_batch_give_what_each_gives_alone() {
 fn a_prompt_does_not_hold_up_those_who_generate() {
     let jobs = Jobs::new();
     let counters = ModelCounters::default();
-    let mut batcher = Batcher::new(decoder(512, 4096), &counters, false);
+    let mut batcher = Batcher::new(decoder(512, 4096), &counters, false, None);
     let (first, mut first_events) = jobs.job("a", 1000);
     batcher.push(first);
     batcher.step().unwrap();
@@ -287,7 +319,7 @@ fn a_prompt_does_not_hold_up_those_who_generate() {
     assert_eq!(before, 1);
     // Alone, a prompt fills the batch.
     assert_eq!(batcher.decoder().steps[1], (129, 2));
-    let mut alone = Batcher::new(decoder(512, 4096), &counters, false);
+    let mut alone = Batcher::new(decoder(512, 4096), &counters, false, None);
     let (long, _events) = jobs.job(&"p".repeat(1000), 1);
     alone.push(long);
     run(&mut alone);
@@ -299,7 +331,7 @@ fn where_the_cache_is_too_small_requests_take_turns() {
     let jobs = Jobs::new();
     let counters = ModelCounters::default();
     let n_ctx = 120;
-    let mut batcher = Batcher::new(decoder(32, n_ctx), &counters, false);
+    let mut batcher = Batcher::new(decoder(32, n_ctx), &counters, false, None);
     let prompts = ["first", "second one", "third", "fourth"];
     let mut receivers = Vec::new();
     for prompt in prompts {
@@ -323,7 +355,7 @@ fn where_the_cache_is_too_small_requests_take_turns() {
 fn one_request_may_use_the_whole_context() {
     let jobs = Jobs::new();
     let counters = ModelCounters::default();
-    let mut batcher = Batcher::new(decoder(32, 40), &counters, false);
+    let mut batcher = Batcher::new(decoder(32, 40), &counters, false, None);
     let (job, mut receiver) = jobs.job("abcdefghij", 1000);
     batcher.push(job);
     run(&mut batcher);
@@ -351,7 +383,7 @@ fn stop_strings_end_a_request() {
     let whole = expected("hello", 50, 4096).0;
     let stop = whole[10..13].to_owned();
     let end = whole.find(&stop).unwrap();
-    let mut batcher = Batcher::new(decoder(64, 4096), &counters, false);
+    let mut batcher = Batcher::new(decoder(64, 4096), &counters, false, None);
     let (mut job, mut receiver) = jobs.job("hello", 50);
     job.request.stop = vec!["never this".to_owned(), stop];
     batcher.push(job);
@@ -365,7 +397,7 @@ fn stop_strings_end_a_request() {
 fn a_listener_that_leaves_frees_its_place() {
     let jobs = Jobs::new();
     let counters = ModelCounters::default();
-    let mut batcher = Batcher::new(decoder(64, 4096), &counters, false);
+    let mut batcher = Batcher::new(decoder(64, 4096), &counters, false, None);
     let mut kept = Vec::new();
     for _ in 0..4 {
         let (job, receiver) = jobs.job("a", 1000);
@@ -398,7 +430,7 @@ fn a_step_that_fails_is_told_to_those_who_ran() {
     let counters = ModelCounters::default();
     let mut faulty = decoder(64, 4096);
     faulty.next_errors = vec![DecodeError::Failed("a bad page".to_owned())];
-    let mut batcher = Batcher::new(faulty, &counters, false);
+    let mut batcher = Batcher::new(faulty, &counters, false, None);
     let (job, mut receiver) = jobs.job("a", 5);
     batcher.push(job);
     batcher.step().unwrap();
@@ -421,7 +453,7 @@ fn a_cache_that_has_no_room_although_there_is_some() {
     let counters = ModelCounters::default();
     let mut faulty = decoder(64, 4096);
     faulty.next_errors = vec![DecodeError::NoRoom];
-    let mut batcher = Batcher::new(faulty, &counters, false);
+    let mut batcher = Batcher::new(faulty, &counters, false, None);
     let (a, mut a_events) = jobs.job("aa", 5);
     let (b, mut b_events) = jobs.job("bb", 5);
     batcher.push(a);
@@ -438,7 +470,7 @@ fn a_model_that_is_gone_ends_the_thread() {
     let counters = ModelCounters::default();
     let mut faulty = decoder(64, 4096);
     faulty.next_errors = vec![DecodeError::ModelGone("the file changed".to_owned())];
-    let mut batcher = Batcher::new(faulty, &counters, false);
+    let mut batcher = Batcher::new(faulty, &counters, false, None);
     let (job, mut receiver) = jobs.job("a", 5);
     batcher.push(job);
     assert_eq!(batcher.step(), Err("the file changed".to_owned()));
@@ -452,7 +484,7 @@ fn room_without_anybody_to_share_it_is_an_error() {
     let counters = ModelCounters::default();
     let mut faulty = decoder(64, 4096);
     faulty.next_errors = vec![DecodeError::NoRoom];
-    let mut batcher = Batcher::new(faulty, &counters, false);
+    let mut batcher = Batcher::new(faulty, &counters, false, None);
     let (job, mut receiver) = jobs.job("a", 5);
     batcher.push(job);
     run(&mut batcher);
@@ -462,102 +494,12 @@ fn room_without_anybody_to_share_it_is_an_error() {
     ));
 }
 
-/// Runs one request that may reuse what others left; what came of it.
-fn ask(batcher: &mut Batcher<'_, ByteDecoder>, jobs: &Jobs, prompt: &str) -> (String, Finished) {
-    let (mut job, mut receiver) = jobs.job(prompt, 20);
-    job.request.reuses = true;
-    batcher.push(job);
-    run(batcher);
-    let (text, end) = outcome(&mut receiver);
-    (text, end.unwrap().unwrap())
-}
-
-#[test]
-fn the_next_turn_begins_where_the_last_one_ended() {
-    let jobs = Jobs::new();
-    let counters = ModelCounters::default();
-    let mut batcher = Batcher::new(decoder(64, 200), &counters, true);
-    let (first, finished) = ask(&mut batcher, &jobs, "a question; ");
-    assert_eq!(finished.n_cached, 0);
-    // All but the last token, which was never computed.
-    let second_prompt = format!("a question; {first}; another one; ");
-    let (second, finished) = ask(&mut batcher, &jobs, &second_prompt);
-    assert_eq!(
-        finished.n_cached as usize,
-        "a question; ".len() + first.len() - 1
-    );
-    assert_eq!(second, expected(&second_prompt, 20, 200).0);
-    // The same prompt once more: its last token gives the next one.
-    let (again, finished) = ask(&mut batcher, &jobs, &second_prompt);
-    assert_eq!(
-        (again, finished.n_cached as usize),
-        (second, second_prompt.len() - 1)
-    );
-    assert_eq!(
-        counters.snapshot().cached_tokens,
-        31 + second_prompt.len() as u64 - 1
-    );
-
-    // Others leave it alone while there are empty sequences, and take its room when there are none.
-    for prompt in ["a few words", "b", "c"] {
-        assert_eq!(ask(&mut batcher, &jobs, prompt).1.n_cached, 0, "{prompt}");
-    }
-    assert!(ask(&mut batcher, &jobs, &second_prompt).1.n_cached > 0);
-    let (text, finished) = ask(&mut batcher, &jobs, &"x".repeat(190));
-    assert_eq!(
-        (text, finished.n_cached),
-        (expected(&"x".repeat(190), 20, 200).0, 0)
-    );
-    assert_eq!(ask(&mut batcher, &jobs, &second_prompt).1.n_cached, 0);
-
-    // A request that wants its own numbers gets an empty cache.
-    let (job, mut receiver) = jobs.job("c", 5);
-    batcher.push(job);
-    assert!(batcher.decoder().cache.is_empty());
-    run(&mut batcher);
-    assert_eq!(outcome(&mut receiver).0, expected("c", 5, 200).0);
-    // A cache without the beginning cannot be cut back.
-    batcher.decoder_mut().keeps_windows = true;
-    let (text, finished) = ask(&mut batcher, &jobs, "cc");
-    assert_eq!((text, finished.n_cached), (expected("cc", 20, 200).0, 0));
-}
-
-#[test]
-fn conversations_share_a_cache_that_is_too_small_for_them() {
-    let jobs = Jobs::new();
-    let counters = ModelCounters::default();
-    let n_ctx = 150;
-    let mut batcher = Batcher::new(decoder(32, n_ctx), &counters, true);
-    let mut talks: Vec<String> = ["one ", "two ", "three "].map(str::to_owned).to_vec();
-    for _turn in 0..5 {
-        let mut receivers = Vec::new();
-        for talk in &mut talks {
-            let (mut job, receiver) = jobs.job(talk, 12);
-            job.request.reuses = true;
-            batcher.push(job);
-            batcher.step().unwrap();
-            receivers.push(receiver);
-        }
-        run(&mut batcher);
-        for (talk, receiver) in talks.iter_mut().zip(&mut receivers) {
-            let (text, end) = outcome(receiver);
-            let (wanted, reason) = expected(talk, 12, n_ctx);
-            assert_eq!(
-                (text.as_str(), end.unwrap().unwrap().reason),
-                (wanted.as_str(), reason)
-            );
-            *talk += &format!("{text}. ");
-        }
-    }
-    assert!(counters.snapshot().cached_tokens > 0);
-}
-
 #[test]
 fn tokens_come_with_their_probabilities() {
     let jobs = Jobs::new();
     let counters = ModelCounters::default();
     let whole = expected("hello", 50, 4096).0;
-    let mut batcher = Batcher::new(decoder(64, 4096), &counters, false);
+    let mut batcher = Batcher::new(decoder(64, 4096), &counters, false, None);
     let (mut job, mut receiver) = jobs.job("hello", 50);
     job.request.probabilities = Some(2);
     // The second letter makes it clear that the first one does not begin it.
@@ -589,7 +531,7 @@ fn tokens_come_with_their_probabilities() {
 fn text_comes_in_intervals() {
     let jobs = Jobs::new();
     let counters = ModelCounters::default();
-    let mut batcher = Batcher::new(decoder(64, 4096), &counters, false);
+    let mut batcher = Batcher::new(decoder(64, 4096), &counters, false, None);
     let (mut job, mut receiver) = jobs.job("hello", 50);
     job.request.text_interval = Duration::from_secs(3600);
     batcher.push(job);

@@ -159,7 +159,7 @@ fn text(models: &[Row], (held, budget): (u64, u64), memory: &ProcessMemory) -> S
         memory.resident_bytes() as f64,
     );
     type Value = fn(&Row) -> f64;
-    let rows: [(&str, &str, &str, Value); 17] = [
+    let rows: [(&str, &str, &str, Value); 19] = [
         ("model_loaded", "gauge", "Whether it is in memory.", |row| {
             f64::from(u8::from(row.listed.is_loaded()))
         }),
@@ -234,6 +234,18 @@ fn text(models: &[Row], (held, budget): (u64, u64), memory: &ProcessMemory) -> S
             "counter",
             "Requests that made room for others.",
             |row| row.counters.suspended as f64,
+        ),
+        (
+            "model_saved_states_total",
+            "counter",
+            "Sequences that were kept in files.",
+            |row| row.counters.saved_states as f64,
+        ),
+        (
+            "model_restored_states_total",
+            "counter",
+            "Requests that began with one of those.",
+            |row| row.counters.restored_states as f64,
         ),
         (
             "model_hits_total",

@@ -191,6 +191,35 @@ impl Decoder for LlamaDecoder<'_> {
         }
     }
 
+    fn state_bytes(&mut self, slot: u32) -> u64 {
+        // Without an answer it is not asked for.
+        self.context
+            .sequence_state_bytes(slot)
+            .map_or(u64::MAX, |bytes| bytes as u64)
+    }
+
+    fn state(&mut self, slot: u32) -> Option<Vec<u8>> {
+        let state = self.context.sequence_state(slot);
+        state
+            .inspect_err(|error| tracing::warn!("a conversation cannot be kept: {error}"))
+            .ok()
+            .filter(|state| !state.is_empty())
+    }
+
+    fn restore(&mut self, slot: u32, state: &[u8], count: usize) -> bool {
+        let result = self.context.set_sequence_state(slot, state);
+        if let Err(error) = &result {
+            tracing::info!("a conversation cannot be gone on with: {error}");
+        }
+        let last = self.context.memory_seq_pos_max(slot);
+        result.is_ok() && matches!(last, Ok(Some(last)) if last as usize + 1 == count)
+    }
+
+    fn cuts_restored(&self) -> bool {
+        // Of a window only its last part is in a state.
+        self.context.model().n_swa() == 0
+    }
+
     fn forget(&mut self, slot: u32) {
         // A whole sequence can be removed from every kind of cache, and the slot exists.
         let removed = self.context.memory_seq_rm(slot, 0, None);

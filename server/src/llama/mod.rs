@@ -4,6 +4,9 @@ mod decoder;
 mod need;
 mod probabilities;
 
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
 use llama_rs::{
     Advise, Backend, Context, ContextParams, Error, LoadMode, Model, ModelParams, Prefetch,
 };
@@ -13,11 +16,15 @@ use crate::config::{ModelConfig, PrefetchMode};
 use crate::engine::{Ended, Engine, Holding, Session};
 use crate::generate::{Batcher, Failure};
 use crate::memory::{self, MappedFile, PageCache};
+use crate::states::States;
 
 use decoder::LlamaDecoder;
 
 /// Most tokens that are computed at once: llama.cpp's default for a ubatch, and what `faultline run` uses.
 const BATCH_TOKENS: u32 = 512;
+
+/// For writing the states of sequences when a model leaves: another one may wait for its room.
+const SAVE_TIME_MAX: Duration = Duration::from_secs(2);
 
 /// Loads models with llama.cpp, mapped or in the pager's memory.
 #[derive(Clone, Debug)]
@@ -106,10 +113,13 @@ impl LlamaEngine {
                 None
             }
         };
-        let holding = holding(&context, pager.as_ref(), files).map_err(failed)?;
+        let mut holding = holding(&context, pager.as_ref(), files).map_err(failed)?;
+        holding.state_bytes = config.keep_state_bytes.min(holding.kv_bytes);
         let decoder = LlamaDecoder::new(context, config.concurrency_limit);
         session.ready(holding);
-        serve_jobs(session, decoder, pager.as_ref(), config.cache_prompt)
+        let states = States::of(config, files);
+        let batcher = Batcher::new(decoder, session.counters(), config.cache_prompt, states);
+        serve_jobs(session, batcher, pager.as_ref())
     }
 
     fn load(&self, config: &ModelConfig, session: &Session) -> Result<Loaded, String> {
@@ -208,6 +218,7 @@ fn holding(
         weights_bytes,
         kv_bytes: buffers.iter().map(|buffer| buffer.context_bytes).sum(),
         compute_bytes: buffers.iter().map(|buffer| buffer.compute_bytes).sum(),
+        state_bytes: 0,
         mapped_bytes,
         budget_bytes: pager.map(|pager| pager.plan().budget_bytes),
         n_ctx: context.n_ctx_seq(),
@@ -219,12 +230,10 @@ fn holding(
 /// Computes until there are no more jobs.
 fn serve_jobs(
     session: &Session,
-    decoder: LlamaDecoder<'_>,
+    mut batcher: Batcher<'_, LlamaDecoder<'_>>,
     pager: Option<&Pager>,
-    keeps: bool,
 ) -> Result<(), Ended> {
     let counters = session.counters();
-    let mut batcher = Batcher::new(decoder, counters, keeps);
     let mut counted = pager::CountersSnapshot::default();
     let mut count = || {
         if let Some(pager) = pager {
@@ -233,13 +242,18 @@ fn serve_jobs(
             counted = now;
         }
     };
+    let is_aborted = || session.abort().load(Ordering::Relaxed);
     loop {
         if batcher.is_idle() {
             counters.set_running(std::iter::empty());
             count();
             match session.wait() {
                 Some(job) => batcher.push(job),
-                None => return Ok(()),
+                None => {
+                    let deadline = Instant::now() + SAVE_TIME_MAX;
+                    batcher.leave(&|| Instant::now() < deadline && !is_aborted());
+                    return Ok(());
+                }
             }
         }
         while let Some(job) = session.try_next() {
@@ -249,7 +263,7 @@ fn serve_jobs(
             count();
             return Err(Ended::Gone(reason));
         }
-        if session.abort().load(std::sync::atomic::Ordering::Relaxed) {
+        if is_aborted() {
             batcher.fail_all(&Failure::Unavailable(
                 "the server is shutting down".to_owned(),
             ));

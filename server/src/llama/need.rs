@@ -17,20 +17,6 @@ const FIXED_BYTES: u64 = 32 << 20;
 pub(super) fn bytes(config: &ModelConfig) -> Result<u64, String> {
     let named = |problem: String| format!("models.{}: {problem}", config.name);
     let files = ModelFiles::open(&config.path).map_err(|error| named(error.to_string()))?;
-    if config.prefetch == PrefetchMode::Pager {
-        let budget = config.budget.unwrap_or(Budget::Auto);
-        let resolved = budget.resolve(files.total_bytes());
-        return resolved.map_err(|error| {
-            named(format!(
-                "budget: it cannot be told how much memory is free: {error}"
-            ))
-        });
-    }
-    let copies = if config.repack {
-        repacked_bytes(&files)
-    } else {
-        0
-    };
     let shape = Shape::of(&files).ok_or_else(|| {
         named(format!(
             "{}: its metadata name no architecture",
@@ -43,12 +29,28 @@ pub(super) fn bytes(config: &ModelConfig) -> Result<u64, String> {
         .next_multiple_of(256)
         .saturating_mul(shape.kv_values)
         .saturating_mul(2);
+    let state = config.keep_state_bytes.min(kv);
+    if config.prefetch == PrefetchMode::Pager {
+        let budget = config.budget.unwrap_or(Budget::Auto);
+        let resolved = budget.resolve(files.total_bytes()).map_err(|error| {
+            named(format!(
+                "budget: it cannot be told how much memory is free: {error}"
+            ))
+        });
+        return Ok(resolved?.saturating_add(state));
+    }
+    let copies = if config.repack {
+        repacked_bytes(&files)
+    } else {
+        0
+    };
     let logits = 8 * u64::from(config.concurrency_limit) * shape.n_vocab;
     let compute = 4 * u64::from(BATCH_TOKENS) * shape.widest;
     Ok([
         files.total_bytes(),
         copies,
         kv,
+        state,
         logits,
         compute,
         FIXED_BYTES,
