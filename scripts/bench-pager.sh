@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A model that does not fit, with the pager: gpt-oss-20b's shape with real routing in memory groups of 10000, 7000, 5500 and 4500 MB, against stock
 # llama.cpp in memory (with and without repacking) and mapped at 7000 MB with two readaheads, in one interleaved run. Needs root, 15 GB of disk,
-# memory for the whole model, a routing trace, and about 20 minutes.
+# memory for the whole model, a routing trace, and about 25 minutes.
 # Usage: scripts/bench-pager.sh [OPTIONS of bench]
 #
 # An option given here stands for the one below: `-r 1`, `--decode-seconds 90`. FAULTLINE_BENCH_MODEL is another shape, such as qwen3-30b-a3b, with
