@@ -95,7 +95,7 @@ impl<S: Source> LogReader<S> {
         let n_slots = fixed.n_slots();
         let ring_bytes = size_bytes.saturating_sub(fixed.ring_offset_bytes);
         let n_slots_present = (ring_bytes / RECORD_BYTES as u64).min(n_slots);
-        let n_slots_needed = changing.head.min(n_slots);
+        let n_slots_needed = n_slots_needed(&fixed, changing.head);
         let truncated = || Error::Truncated {
             path: path.to_owned(),
             size_bytes,
@@ -328,6 +328,16 @@ fn n_readable(fixed: &Fixed, head: u64, n_slots_present: u64) -> u64 {
     before(head) - before(begin)
 }
 
+/// How many slots, counted from the first, hold all the records of the log. In a log that has wrapped, one slot holds none: the
+/// one that is written next. If that is the last slot, a file without it is whole.
+fn n_slots_needed(fixed: &Fixed, head: u64) -> u64 {
+    let n_slots = fixed.n_slots();
+    match head % n_slots == n_slots - 1 {
+        true => n_slots - 1,
+        false => head.min(n_slots),
+    }
+}
+
 fn read_tables(source: &impl Source, path: &Path, fixed: &Fixed) -> Result<Tables> {
     let bytes = |name, section| read_section(source, path, name, section);
     let (files, tensors, properties) = (fixed.files, fixed.tensors, fixed.properties);
@@ -494,6 +504,35 @@ mod tests {
                 reader.damage(),
                 Some(Error::Truncated { expected: 5, .. })
             ));
+        }
+    }
+
+    #[test]
+    fn a_cut_log_says_so_where_a_record_is_missing() {
+        let capacity = 5;
+        for n_written in 0..25 {
+            let bytes = log(capacity, n_written);
+            let n_slots = (bytes.len() - RING) / RECORD_BYTES;
+            let expected = n_written - oldest(n_written, capacity);
+            for n_slots_present in 0..=n_slots {
+                let cut = &bytes[..RING + n_slots_present * RECORD_BYTES];
+                let reader = LogReader::from_source(cut, "memory").unwrap();
+                let n_records = sequences(cut).len() as u64;
+                let what = format!("{n_written} written, {n_slots_present} slots: {n_records}");
+                match reader.damage() {
+                    Some(Error::Truncated {
+                        readable,
+                        needed_bytes,
+                        ..
+                    }) => {
+                        assert!(*readable == n_records && n_records < expected, "{what}");
+                        let whole = &bytes[..*needed_bytes as usize];
+                        assert_eq!(sequences(whole).len() as u64, expected, "{what}");
+                    }
+                    Some(other) => panic!("{what}: {other}"),
+                    None => assert_eq!(n_records, expected, "{what}"),
+                }
+            }
         }
     }
 
