@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use covering::covering;
-use decode::{Decoder, folder, model_file, model_file_of};
+use decode::{Decoder, at_rest, folder, model_file, model_file_of};
 use files::engines;
 use llama_rs::Backend;
 use model_shapes::local::real_model;
@@ -275,9 +275,7 @@ fn assert_is_what_was_asked_for(case: &Case, pager: &Pager, what: &str) {
         Past::Known => matches!(report, ReplayReport::Known { .. }),
     };
     assert!(is_so, "{what}: {report}");
-    let census = pager.census();
-    let left = (census.n_lost, census.n_pinned, census.n_in_flight);
-    assert_eq!(left, (0, 0, 0), "{what}: {census:?}");
+    at_rest(pager).unwrap_or_else(|slots| panic!("{what}: {slots}"));
 }
 
 #[test]

@@ -107,13 +107,24 @@ impl Fixture {
 }
 
 /// Nothing is pinned and nothing is on its way, and every slot has a place.
+///
+/// # Errors
+///
+/// Where the slots are instead.
+pub(crate) fn at_rest(pager: &Pager) -> Result<(), String> {
+    let census = pager.census();
+    let n_slots: u32 = pager.plan().slots.iter().map(|class| class.n_slots).sum();
+    let is_at_rest = (census.n_lost, census.n_pinned, census.n_in_flight) == (0, 0, 0)
+        && census.n_free + census.n_resident == n_slots as usize;
+    match is_at_rest {
+        true => Ok(()),
+        false => Err(format!("of {n_slots} slots: {census:?}")),
+    }
+}
+
 #[track_caller]
 pub(crate) fn assert_at_rest(pager: &Pager) {
-    let census = pager.census();
-    let found = (census.n_lost, census.n_pinned, census.n_in_flight);
-    assert_eq!(found, (0, 0, 0), "{census:?}");
-    let n_slots: u32 = pager.plan().slots.iter().map(|class| class.n_slots).sum();
-    assert_eq!(census.n_free + census.n_resident, n_slots as usize);
+    at_rest(pager).unwrap();
 }
 
 /// Greedy decoding, one step at a time. A step that failed can be tried again.

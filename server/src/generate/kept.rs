@@ -4,7 +4,7 @@ use llama_rs::Token;
 
 use super::batcher::Decoder;
 use super::sequence::Sequence;
-use crate::states::States;
+use crate::states::{States, n_shared};
 
 /// A sequence that a request gets, and how many tokens of its prompt are in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,6 +13,16 @@ pub(super) struct Place {
     pub(super) n_cached: usize,
     /// Those came from a file.
     pub(super) is_restored: bool,
+}
+
+impl Place {
+    fn empty(slot: u32) -> Place {
+        Place {
+            slot,
+            n_cached: 0,
+            is_restored: false,
+        }
+    }
 }
 
 /// What a request that has ended left.
@@ -102,11 +112,7 @@ impl Kept {
             Some(slot) => slot,
             None => self.forget_first(decoder)?,
         };
-        Some(Place {
-            slot,
-            n_cached: 0,
-            is_restored: false,
-        })
+        Some(Place::empty(slot))
     }
 
     /// A sequence from a file that has more than `n_shared` of the tokens. `None`, and nothing has changed, if there is none.
@@ -142,11 +148,7 @@ impl Kept {
         self.states
             .as_mut()?
             .forget(index, "this model cannot go on from it");
-        Some(Place {
-            slot,
-            n_cached: 0,
-            is_restored: false,
-        })
+        Some(Place::empty(slot))
     }
 
     /// Keeps in files what is in the KV cache, what ended last first, as far as that is wanted and `may_go_on` says yes. Gives
@@ -204,10 +206,9 @@ impl Kept {
 
     /// The sequence that shares the longest beginning, and how long that is.
     fn most_shared(&self, tokens: &[Token]) -> Option<(usize, usize)> {
-        let shared = |kept: &[Token]| kept.iter().zip(tokens).take_while(|(a, b)| a == b).count();
         let counts = self.sequences.iter().enumerate();
         counts
-            .map(|(index, kept)| (index, shared(&kept.tokens)))
+            .map(|(index, kept)| (index, n_shared(&kept.tokens, tokens)))
             .filter(|(_, count)| *count > 0)
             .max_by_key(|(_, count)| *count)
     }

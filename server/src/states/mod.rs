@@ -140,12 +140,7 @@ impl States {
     ) -> Option<(usize, usize)> {
         let usable = |stored: &Stored| {
             let stored = &stored.head.tokens;
-            let shared = stored
-                .iter()
-                .zip(tokens)
-                .take_while(|(a, b)| a == b)
-                .count();
-            let count = shared.min(tokens.len().saturating_sub(1));
+            let count = n_shared(stored, tokens).min(tokens.len().saturating_sub(1));
             let is_worth_it = match cuts {
                 true => count * SHARE_MIN >= stored.len(),
                 false => count == stored.len(),
@@ -273,6 +268,12 @@ impl States {
             }
         }
     }
+}
+
+/// Tokens with which both begin.
+pub(crate) fn n_shared(left: &[Token], right: &[Token]) -> usize {
+    let pairs = left.iter().zip(right);
+    pairs.take_while(|(left, right)| left == right).count()
 }
 
 /// What a state is of: nothing that decides on its numbers or its form may be another.
