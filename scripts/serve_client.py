@@ -92,8 +92,11 @@ class Stream:
         self.socket.sendall((head + body).encode())
         self.received = []
 
+    def receive(self):
+        return self.socket.recv(65536)
+
     def read(self):
-        data = self.socket.recv(65536)
+        data = self.receive()
         self.received.append((time.perf_counter(), data))
         return data
 
@@ -125,17 +128,6 @@ def arrival(received, count):
         if count <= 0:
             return when
     raise RuntimeError("they never arrived")
-
-
-def output_of(command):
-    """Runs a command: the pieces of its standard output, and when they came."""
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    received = []
-    while data := os.read(process.stdout.fileno(), 65536):
-        received.append((time.perf_counter(), data))
-    if process.wait() != 0:
-        raise RuntimeError(f"{command} failed")
-    return received
 
 
 def parser_of(description, modes):

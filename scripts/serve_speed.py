@@ -1,20 +1,24 @@
 #!/usr/bin/env python3
 """How fast a server generates, against programs without one. Needs a release build of faultline and the two real models.
 
-  token   time per token of one stream, against `faultline run` into a pipe
+  token   time per token of one stream, against `faultline run` into a pipe. Both generate the same text at once, and take turns: every 16 tokens
+          one is stopped (SIGSTOP) and the other goes on
   batch   tokens per second of several streams at a time, against llama.cpp's own llama-batched-bench, unpatched (--bench)
 
-The two take turns, with each other's place changed each time, and load the model anew each time. Printed are the medians, and the ratio of the
-medians with its 95 % interval (bootstrap over pairs).
+Each pair loads the model anew; who is first changes. Printed are the medians, and the ratio with its 95 % interval (bootstrap over pairs): of `token`
+the median of the pairs' ratios, each the median over pieces of 16 tokens, of `batch` that of the medians.
 """
 
 import itertools
 import json
+import os
 import random
+import signal
 import statistics
 import subprocess
+import time
 
-from serve_client import QUESTION, Server, arrival, output_of, parser_of, table
+from serve_client import QUESTION, Server, Stream, arrival, parser_of, table
 
 WINDOW = 16
 
@@ -46,33 +50,89 @@ def report(name, what, pairs, names, unit):
           f"{len(pairs)} pairs", flush=True)
 
 
-def per_token_ms(times):
-    """Time per token of a stream: the median over pieces of 16 tokens, since others use this machine too."""
-    pieces = [(b - a) / WINDOW for a, b in zip(times, times[WINDOW:])][::WINDOW]
-    return statistics.median(pieces) * 1e3
+class Turns:
+    """Two programs that generate the same text, one of them stopped (SIGSTOP) while the other does some tokens."""
+
+    def __init__(self, pids, reads):
+        self.pids, self.reads = pids, reads
+        self.received = [[], []]
+        self.windows = [[], []]
+        self.is_done = [False, False]
+
+    def go(self):
+        """Both, to their ends."""
+        which = 0
+        while not all(self.is_done):
+            os.kill(self.pids[which], signal.SIGCONT)
+            begin = time.perf_counter()
+            for _ in range(WINDOW):
+                data = self.reads[which]()
+                self.received[which].append((time.perf_counter(), data))
+                if not data:
+                    self.is_done[which] = True
+                    break
+            self.windows[which].append((begin, time.perf_counter()))
+            if not self.is_done[1 - which]:
+                if not self.is_done[which]:
+                    os.kill(self.pids[which], signal.SIGSTOP)
+                which = 1 - which
+
+    def times_ms(self, which, arrivals):
+        """Time of each token that began and ended in the same turn, by its number. The first of a turn finds cold caches and does not count."""
+        windows = iter(self.windows[which])
+        begin, end = next(windows)
+        times, n_inside = {}, 0
+        for token, (before, after) in enumerate(itertools.pairwise(arrivals), 1):
+            while before > end:
+                (begin, end), n_inside = next(windows), 0
+            if before >= begin and after <= end:
+                n_inside += 1
+                if n_inside > 1:
+                    times[token] = (after - before) * 1e3
+        return times
 
 
 def token(arguments, name, path):
-    server = Server(arguments.binary, arguments.keys.replace(",", "\n") + "\n" + table(name, path, "n_ctx = 2048"))
     body = {"model": name, "prompt": QUESTION, "max_tokens": arguments.tokens, "temperature": 0}
     command = [arguments.binary, "run", "-m", path, "-p", QUESTION, "--raw", "--temp", "0", "-n", str(arguments.tokens), "-c", "2048"]
-    pieces = []
-
-    def served():
-        server.unload(name)
-        [stream] = server.streams([body])
-        pieces[:] = stream.pieces
-        return per_token_ms(stream.times)
-
-    def run():
-        received = output_of(command)
-        # Greedy texts are equal, so the server's tokens are those of this run.
-        ends = list(itertools.accumulate(len(piece.encode()) for piece in pieces))
-        assert b"".join(data for _, data in received).strip() == "".join(pieces).encode().strip()
-        return per_token_ms([arrival(received, end) for end in ends])
-
-    report(name, "time per token", in_turn(arguments.repeat, served, run), ("server", "run"), "ms")
-    server.close()
+    pairs, blocks = [], []
+    for turn in range(arguments.repeat):
+        server = Server(arguments.binary, arguments.keys.replace(",", "\n") + "\n" + table(name, path, "n_ctx = 2048"))
+        # Which of the two loads first, and so gets which memory, changes.
+        if turn % 2 == 0:
+            server.call("/models/load", {"model": name})
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        first = os.read(process.stdout.fileno(), 65536)
+        began = time.perf_counter()
+        os.kill(process.pid, signal.SIGSTOP)
+        if turn % 2 == 1:
+            server.call("/models/load", {"model": name})
+        stream = Stream(server.address, body)
+        turns = Turns((server.process.pid, process.pid), (stream.receive, lambda: os.read(process.stdout.fileno(), 65536)))
+        turns.received[1].append((began, first))
+        turns.go()
+        stream.received = turns.received[0]
+        stream.finish()
+        if process.wait() != 0:
+            raise RuntimeError(f"{command} failed")
+        # Greedy texts are equal, so the server's tokens are those of the run.
+        text = b"".join(data for _, data in turns.received[1])
+        assert text.strip() == stream.text.encode().strip()
+        ends = itertools.accumulate(len(piece.encode()) for piece in stream.pieces)
+        served = turns.times_ms(0, stream.times)
+        run = turns.times_ms(1, [arrival(turns.received[1], end) for end in ends])
+        both = sorted(served.keys() & run.keys())
+        pieces = [both[at : at + WINDOW] for at in range(0, len(both) - WINDOW, WINDOW)]
+        mean = lambda times, tokens: statistics.fmean(times[token] for token in tokens)
+        blocks.append([(mean(served, tokens), mean(run, tokens)) for tokens in pieces])
+        pairs.append(tuple(statistics.median(column) for column in zip(*blocks[-1])))
+        server.close()
+    ratios = [statistics.median(a / b for a, b in of_pair) for of_pair in blocks]
+    draw = random.Random(0)
+    resampled = sorted(statistics.median(draw.choices(ratios, k=len(ratios))) for _ in range(4000))
+    served, run = (statistics.median(column) for column in zip(*pairs))
+    print(f"{name}: time per token: server {served:.3f} ms, run {run:.3f}; ratio {statistics.median(ratios):.4f} ({resampled[100]:.4f} to {resampled[3899]:.4f}), "
+          f"{len(pairs)} pairs of {sum(map(len, blocks)) // len(blocks)} times {WINDOW} tokens: {' '.join(f'{ratio:.3f}' for ratio in ratios)}", flush=True)
 
 
 def batch(arguments, name, path):
