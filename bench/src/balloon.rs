@@ -1,14 +1,12 @@
 //! A memory limit without memory groups: everything but the budget is locked away, so that the whole machine has only the
 //! budget left. Coarser than a group: what other processes need comes out of the budget as well, and nobody counts a peak.
 
-use std::ffi::c_void;
 use std::fs;
 use std::io;
 
 use anyhow::{Result, bail};
-use rustix::io::Errno;
-use rustix::mm::{MapFlags, ProtFlags};
 
+use crate::anonymous::Anonymous;
 use crate::interrupt;
 use crate::procfs;
 use crate::residency::page_bytes;
@@ -20,7 +18,7 @@ const PIECE_BYTES: u64 = 64 * MIB;
 /// Locked memory. Dropping it gives it back, and so does the end of the process, however it ends.
 #[derive(Debug, Default)]
 pub(crate) struct Balloon {
-    pieces: Vec<Piece>,
+    pieces: Vec<Anonymous>,
     oom_kills_before: u64,
 }
 
@@ -40,7 +38,7 @@ impl Balloon {
             if excess < MIB {
                 break;
             }
-            let piece = Piece::lock(excess.min(PIECE_BYTES)).map_err(|error| {
+            let piece = locked(excess.min(PIECE_BYTES)).map_err(|error| {
                 anyhow::anyhow!(
                     "{} of memory cannot be locked to leave {}: {error}; run as root, or raise the limit with `ulimit -l`",
                     format_bytes(balloon.locked_bytes() + excess),
@@ -59,13 +57,19 @@ impl Balloon {
     }
 
     fn locked_bytes(&self) -> u64 {
-        self.pieces.iter().map(|piece| piece.len as u64).sum()
+        self.pieces.iter().map(Anonymous::size_bytes).sum()
     }
 
     /// Processes that the kernel killed since the memory was locked because the machine had none left.
     pub(crate) fn oom_kills(&self) -> u64 {
         oom_kills().saturating_sub(self.oom_kills_before)
     }
+}
+
+fn locked(size_bytes: u64) -> io::Result<Anonymous> {
+    let piece = Anonymous::map(size_bytes)?;
+    piece.lock()?;
+    Ok(piece)
 }
 
 /// Counted since the machine was started; 0 where it is not.
@@ -80,63 +84,25 @@ fn oom_kills() -> u64 {
         .unwrap_or(0)
 }
 
-#[derive(Debug)]
-struct Piece {
-    address: *mut c_void,
-    len: usize,
-}
-
-impl Piece {
-    fn lock(len: u64) -> io::Result<Piece> {
-        let len = usize::try_from(len).map_err(io::Error::other)?;
-        // SAFETY: a null hint lets the kernel choose the address, so no existing mapping is replaced.
-        let address = unsafe {
-            rustix::mm::mmap_anonymous(
-                std::ptr::null_mut(),
-                len,
-                ProtFlags::READ | ProtFlags::WRITE,
-                MapFlags::PRIVATE,
-            )?
-        };
-        // From here on an error unmaps it again.
-        let piece = Piece { address, len };
-        // SAFETY: the range is the mapping made above; locking it makes its pages resident and changes nothing else.
-        match unsafe { rustix::mm::mlock(piece.address, piece.len) } {
-            Ok(()) => Ok(piece),
-            Err(Errno::NOMEM | Errno::AGAIN | Errno::PERM) => {
-                Err(io::Error::other("the limit of locked memory is reached"))
-            }
-            Err(error) => Err(error.into()),
-        }
-    }
-}
-
-impl Drop for Piece {
-    fn drop(&mut self) {
-        // SAFETY: the range was mapped by `lock`, is unmapped only here, and nothing refers into it.
-        let _ = unsafe { rustix::mm::munmap(self.address, self.len) };
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn locked_bytes() -> u64 {
+    fn own_locked_bytes() -> u64 {
         let status = resident::Status::own().unwrap();
         status.bytes("VmLck").unwrap()
     }
 
     #[test]
     fn memory_is_locked_and_given_back() {
-        let before = locked_bytes();
-        let piece = match Piece::lock(8 * MIB) {
+        let before = own_locked_bytes();
+        let piece = match locked(8 * MIB) {
             Ok(piece) => piece,
             Err(error) => return eprintln!("skipped: {error}"),
         };
-        assert_eq!(locked_bytes() - before, 8 * MIB);
+        assert_eq!(own_locked_bytes() - before, 8 * MIB);
         drop(piece);
-        assert_eq!(locked_bytes(), before);
+        assert_eq!(own_locked_bytes(), before);
     }
 
     #[test]

@@ -189,6 +189,10 @@ pub(crate) struct RunArgs {
     /// Do not read the model once before the first run (it makes a virtual machine's host equally warm for all rows)
     #[arg(long)]
     pub(crate) no_warmup: bool,
+    /// Touch the free memory that a run can use before it starts: where a host takes free memory of its virtual machine back, getting it again takes
+    /// up to 5 ms for 2 MiB, and how much of it is gone depends on what ran before [default: on where a balloon device reports free pages]
+    #[arg(long, value_enum)]
+    pub(crate) touch_memory: Option<Switch>,
     /// No progress on standard error
     #[arg(short, long)]
     pub(crate) quiet: bool,

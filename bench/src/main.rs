@@ -1,5 +1,7 @@
 //! `bench`: measures what the prefetch modes do to load time, memory, device bytes and speed.
 
+mod anonymous;
+mod backing;
 mod balloon;
 mod bounds;
 mod cache;

@@ -8,9 +8,10 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use tempfile::TempDir;
 
+use crate::backing;
 use crate::bounds::Bounds;
 use crate::cache::{self, Prepared, Unchanged};
-use crate::cli::{Plan, RunArgs};
+use crate::cli::{Plan, RunArgs, Switch};
 use crate::device::BlockDevice;
 use crate::host::{self, Host};
 use crate::interrupt::{self, Interrupted};
@@ -28,7 +29,7 @@ use crate::residency::{ByClass, ModelMap};
 use crate::results::{ModelSetup, Report, RowResult, Setup, Test};
 use crate::routing::{OWN, Replay};
 use crate::runner::{self, End, Watched};
-use crate::size::format_bytes;
+use crate::size::{MIB, format_bytes};
 use crate::spec::{CacheState, Engine, Mode, Routing, Row, TokenSource, WorkerSpec};
 use crate::steps::StepsFile;
 use crate::stock;
@@ -66,6 +67,10 @@ pub(crate) fn run(args: &RunArgs) -> Result<ExitCode> {
     let recordings = Recordings::new(args, &plan, &rows, &files)?;
     let mut bench = Bench::new(&model, &files, plan, replay, limiter)?;
     (bench.bounds, bench.predictor, bench.recordings) = (bounds, predictor, recordings);
+    bench.touches_memory = match args.touch_memory {
+        Some(switch) => switch == Switch::On,
+        None => backing::is_reported(),
+    };
     let mut setup = bench.setup(&files);
     setup.step_ms = args.step_ms;
     let mut report = Report::new(setup, rows);
@@ -193,6 +198,9 @@ fn default_folder(model: &Path) -> Result<PathBuf> {
         .join(format!("{time}-{stem}")))
 }
 
+/// What a run needs beside the weights, about.
+const RUN_BYTES: u64 = 512 * MIB;
+
 /// Tokens that are compared with the routing trace before the first run.
 const CHECKED_TOKENS: u32 = 2;
 
@@ -213,6 +221,8 @@ struct Bench {
     stock: Option<PathBuf>,
     /// How budgets are enforced, if a row has one.
     limiter: Option<Result<Limiter>>,
+    /// Whether free memory is touched before each run.
+    touches_memory: bool,
     /// The readahead with which the page cache was filled, if nothing but warm runs has used it since.
     filled_with: Cell<Option<Option<u64>>>,
 }
@@ -246,6 +256,7 @@ impl Bench {
             predictor: None,
             recordings: None,
             limiter,
+            touches_memory: false,
             filled_with: Cell::new(None),
         })
     }
@@ -285,6 +296,7 @@ impl Bench {
                 .and_then(|found| found.as_ref().ok())
                 .map(Limiter::describe),
             preread_bytes_per_s: None,
+            touches_memory: self.touches_memory,
         }
     }
 
@@ -573,6 +585,9 @@ impl Bench {
         if row.cache == CacheState::Warm {
             self.filled_with.set(Some(row.readahead_bytes));
         }
+        if self.touches_memory {
+            backing::touch(self.needed_bytes(row)?)?;
+        }
         // Last: a balloon must not push out what was just read, and locks what the page cache has given up.
         let limit = match (row.budget_bytes, &self.limiter) {
             (None, _) => None,
@@ -585,6 +600,15 @@ impl Bench {
             limit,
             _readahead: readahead,
         })
+    }
+
+    /// All memory that a run of this row can use, about.
+    fn needed_bytes(&self, row: &Row) -> Result<u64> {
+        let model_bytes = cache::total_len(&self.parts)?;
+        let copy_bytes = if row.repack { model_bytes } else { 0 };
+        Ok(row
+            .budget_bytes
+            .unwrap_or(model_bytes + copy_bytes + RUN_BYTES))
     }
 
     fn worker_spec(&self, row: &Row, cgroup_procs: Option<PathBuf>) -> WorkerSpec {

@@ -115,6 +115,11 @@ pub(crate) fn available_bytes() -> Option<u64> {
     meminfo("MemAvailable:")
 }
 
+/// Memory of the machine that nothing uses, not even the page cache.
+pub(crate) fn free_bytes() -> Option<u64> {
+    meminfo("MemFree:")
+}
+
 /// All memory of the machine.
 pub(crate) fn total_bytes() -> Option<u64> {
     meminfo("MemTotal:")

@@ -42,6 +42,9 @@ pub(crate) struct Setup {
     pub(crate) cgroup: Option<String>,
     /// Bytes per second of one sequential read of the model before the first run.
     pub(crate) preread_bytes_per_s: Option<f64>,
+    /// Whether the free memory that a run can use was touched before it started.
+    #[serde(default)]
+    pub(crate) touches_memory: bool,
 }
 
 /// The part of a routing trace that the runs replay.
@@ -509,6 +512,7 @@ pub(crate) mod tests {
             started: "2026-11-21T09:35:00Z".into(),
             cgroup: None,
             preread_bytes_per_s: Some(1e9),
+            touches_memory: false,
         };
         let mut report = Report::new(setup, vec![row(Mode::Eager), row(Mode::Selective)]);
         for (index, divisor) in [(0, 1), (1, 2)] {

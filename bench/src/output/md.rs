@@ -118,6 +118,9 @@ pub(crate) fn header(report: &Report) -> String {
         host.load_average
             .map_or("unknown".into(), |load| format!("{load:.2}"))
     ));
+    if setup.touches_memory {
+        lines.push("memory: what a run can use was touched before it, since the host takes free memory back".to_string());
+    }
     let device = match &host.device {
         Ok(name) => format!("device {name}, readahead {}", readaheads(report)),
         Err(reason) => format!("no block device ({reason})"),
