@@ -97,6 +97,10 @@ pub(crate) struct RunArgs {
     /// Tokens of the prompt. Few by default: a long prompt touches every expert, whatever the mode
     #[arg(short = 'p', long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
     n_prompt: u32,
+    /// Prompts one after the other, each with an emptied KV cache and with a trace's next tokens; the last one counts. The first one also
+    /// fills the slots, and gets memory for them
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
+    prompts: u32,
     /// Tokens to compute one by one after the prompt; at most so many with --decode-seconds
     #[arg(short = 'n', long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(0..=1_000_000), overrides_with = "n_gen")]
     n_gen: u32,
@@ -354,6 +358,7 @@ pub(crate) struct Plan {
     pub(crate) axes: Axes,
     pub(crate) peers: Vec<Peer>,
     pub(crate) n_prompt: u32,
+    pub(crate) n_prompts: u32,
     pub(crate) n_warm_up: u32,
     pub(crate) n_gen: u32,
     pub(crate) decode_limit_ns: Option<u64>,
@@ -366,6 +371,18 @@ pub(crate) struct Plan {
     pub(crate) flash_attn: FlashAttn,
     pub(crate) repetitions: usize,
     pub(crate) timeout: Duration,
+}
+
+impl Plan {
+    /// Tokens that a run decodes before its warm-up.
+    pub(crate) fn n_prompt_tokens(&self) -> usize {
+        self.n_prompt as usize * self.n_prompts as usize
+    }
+
+    /// Tokens of a routing trace that a run takes.
+    pub(crate) fn n_tokens(&self) -> usize {
+        self.n_prompt_tokens() + self.n_warm_up as usize + self.n_gen as usize
+    }
 }
 
 impl RunArgs {
@@ -462,6 +479,7 @@ impl RunArgs {
             },
             peers,
             n_prompt: self.n_prompt,
+            n_prompts: self.prompts,
             n_warm_up: self.warm_up,
             n_gen,
             decode_limit_ns: limit_ns(self.decode_seconds),

@@ -45,10 +45,7 @@ pub(crate) fn run(args: &RunArgs) -> Result<ExitCode> {
     let replay = args
         .routing
         .as_ref()
-        .map(|given| {
-            let tokens = plan.n_prompt as usize + plan.n_warm_up as usize + plan.n_gen as usize;
-            Replay::new(given, args.routing_skip as usize, tokens, &files)
-        })
+        .map(|given| Replay::new(given, args.routing_skip as usize, plan.n_tokens(), &files))
         .transpose()?;
     let steps = args.steps.as_deref().map(StepsFile::create).transpose()?;
     let mut rows = plan.axes.rows();
@@ -62,7 +59,7 @@ pub(crate) fn run(args: &RunArgs) -> Result<ExitCode> {
         .iter()
         .any(|row| row.budget_bytes.is_some())
         .then(|| Limiter::detect(args.limit_by));
-    let bounds = bounds(args, plan.n_prompt, &files)?;
+    let bounds = bounds(args, plan.n_prompt_tokens(), &files)?;
     let predictor = predictor(args, &plan)?;
     let recordings = Recordings::new(args, &plan, &rows, &files)?;
     let mut bench = Bench::new(&model, &files, plan, replay, limiter)?;
@@ -117,11 +114,11 @@ pub(crate) fn run(args: &RunArgs) -> Result<ExitCode> {
 }
 
 /// What `--device-curve` asks for.
-fn bounds(args: &RunArgs, n_prompt: u32, files: &gguf::ModelFiles) -> Result<Option<Bounds>> {
+fn bounds(args: &RunArgs, n_prompt: usize, files: &gguf::ModelFiles) -> Result<Option<Bounds>> {
     let (Some(curve), Some(routing)) = (&args.device_curve, &args.routing) else {
         return Ok(None);
     };
-    let window = (args.routing_skip as usize, n_prompt as usize);
+    let window = (args.routing_skip as usize, n_prompt);
     Bounds::new(curve, routing, window, files).map(Some)
 }
 
@@ -129,7 +126,7 @@ fn bounds(args: &RunArgs, n_prompt: u32, files: &gguf::ModelFiles) -> Result<Opt
 fn predictor(args: &RunArgs, plan: &Plan) -> Result<Option<Predictor>> {
     match &args.routing {
         Some(routing) if routing != Path::new(OWN) && plan.axes.modes.contains(&Mode::Pager) => {
-            let (skip, n_prompt) = (args.routing_skip as usize, plan.n_prompt as usize);
+            let (skip, n_prompt) = (args.routing_skip as usize, plan.n_prompt_tokens());
             Predictor::new(routing, skip, n_prompt).map(Some)
         }
         _ => Ok(None),
@@ -278,6 +275,7 @@ impl Bench {
                 parts: files.parts.len(),
             },
             n_prompt: self.plan.n_prompt,
+            n_prompts: self.plan.n_prompts,
             n_warm_up: self.plan.n_warm_up,
             n_gen: self.plan.n_gen,
             n_batch: self.plan.n_batch,
@@ -524,6 +522,7 @@ impl Bench {
         };
         let spec = WorkerSpec {
             n_prompt: 0,
+            n_prompts: 1,
             n_warm_up: 0,
             n_gen: CHECKED_TOKENS.min(replay.setup.tokens as u32),
             decode_limit_ns: None,
@@ -624,6 +623,7 @@ impl Bench {
             repack: row.repack,
             advise: row.advise,
             n_prompt: self.plan.n_prompt,
+            n_prompts: self.plan.n_prompts,
             n_warm_up: self.plan.n_warm_up,
             n_gen: self.plan.n_gen,
             n_batch: self.plan.n_batch,

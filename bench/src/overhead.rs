@@ -63,6 +63,7 @@ fn own_tokens_per_s(args: &OverheadArgs, timeout: Duration) -> Result<f64> {
         repack: args.repack == Switch::On,
         advise: false,
         n_prompt: 0,
+        n_prompts: 1,
         n_warm_up: 0,
         n_gen: args.n_gen,
         decode_limit_ns: None,

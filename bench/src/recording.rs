@@ -31,8 +31,7 @@ impl Recordings {
         }
         let replay = match (&args.routing, args.pager.replay_skip) {
             (Some(given), Some(skip)) => {
-                let tokens = plan.n_prompt as usize + plan.n_warm_up as usize + plan.n_gen as usize;
-                Some(Replay::new(given, skip as usize, tokens, files)?)
+                Some(Replay::new(given, skip as usize, plan.n_tokens(), files)?)
             }
             _ => None,
         };

@@ -17,6 +17,9 @@ pub(crate) struct Setup {
     pub(crate) host: Host,
     pub(crate) model: ModelSetup,
     pub(crate) n_prompt: u32,
+    /// Prompts one after the other, of which the last counts.
+    #[serde(default = "one")]
+    pub(crate) n_prompts: u32,
     /// Tokens between the prompt and those that count, at most.
     #[serde(default)]
     pub(crate) n_warm_up: u32,
@@ -45,6 +48,10 @@ pub(crate) struct Setup {
     /// Whether the free memory that a run can use was touched before it started.
     #[serde(default)]
     pub(crate) touches_memory: bool,
+}
+
+fn one() -> u32 {
+    1
 }
 
 /// The part of a routing trace that the runs replay.
@@ -498,6 +505,7 @@ pub(crate) mod tests {
                 parts: 1,
             },
             n_prompt: 16,
+            n_prompts: 1,
             n_warm_up: 0,
             n_gen: 4,
             n_batch: 2048,

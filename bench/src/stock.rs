@@ -67,6 +67,7 @@ pub(crate) fn command(program: &Path, spec: &WorkerSpec, load_mode: LoadMode) ->
     let numbers = [
         ("repack", u64::from(spec.repack)),
         ("n_prompt", spec.n_prompt.into()),
+        ("n_prompts", spec.n_prompts.into()),
         ("n_warm_up", spec.n_warm_up.into()),
         ("n_gen", spec.n_gen.into()),
         ("n_batch", spec.n_batch.into()),

@@ -302,16 +302,22 @@ struct run {
         if (tokens.empty()) {
             out << "null";
         } else {
-            const uint64_t begin = now_ns();
-            while (position < (int32_t) tokens.size()) {
-                batch.n_tokens = 0;
-                while (batch.n_tokens < n_batch && position < (int32_t) tokens.size()) {
-                    add(tokens[position], position, position + 1 == (int32_t) tokens.size());
-                    position++;
+            uint64_t prompt_ns = 0;
+            for (uint64_t pass = 0; pass < args.number("n_prompts"); pass++) {
+                llama_memory_clear(llama_get_memory(ctx), false);
+                position = 0;
+                const uint64_t begin = now_ns();
+                while (position < (int32_t) tokens.size()) {
+                    batch.n_tokens = 0;
+                    while (batch.n_tokens < n_batch && position < (int32_t) tokens.size()) {
+                        add(tokens[position], position, position + 1 == (int32_t) tokens.size());
+                        position++;
+                    }
+                    decode(batch);
                 }
-                decode(batch);
+                prompt_ns = now_ns() - begin;
             }
-            out << now_ns() - begin;
+            out << prompt_ns;
             token = choose();
         }
 

@@ -89,6 +89,29 @@ fn a_warm_up_computes_the_same_and_does_not_count() {
 }
 
 #[test]
+fn the_last_of_several_prompts_counts() {
+    let folder = folder();
+    let model = tiny(folder.path(), "tiny-gpt-oss");
+    let run = |prompts: &str| {
+        let args = [
+            "--prefetch=selective,pager",
+            "-n",
+            "3",
+            "--prompts",
+            prompts,
+        ];
+        measured(folder.path(), &model, &args)
+    };
+    let (once, thrice) = (run("1"), run("3"));
+    for row in &thrice {
+        assert_eq!(row["fingerprint_logits"], once[0]["fingerprint_logits"]);
+        assert_eq!(row["n_decoded"], json!([3]));
+    }
+    let summary = std::fs::read_to_string(folder.path().join("run/summary.md")).unwrap();
+    assert!(summary.contains("prompts: 3 one after"), "{summary}");
+}
+
+#[test]
 fn what_the_pager_reads_is_counted_and_predicted() {
     let folder = folder();
     let model = tiny(folder.path(), "tiny-gpt-oss");

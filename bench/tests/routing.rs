@@ -267,7 +267,9 @@ fn stock_computes_the_same() {
             "--repack",
             "both",
             "-p",
-            "40",
+            "20",
+            "--prompts",
+            "2",
             "-n",
             "20",
         ];

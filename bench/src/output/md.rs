@@ -89,6 +89,12 @@ pub(crate) fn header(report: &Report) -> String {
         "repacking (use_extra_bufts): {}",
         distinct(report, |row| on_off(row.repack).to_string())
     ));
+    if setup.n_prompts > 1 {
+        lines.push(format!(
+            "prompts: {} one after the other, each with an emptied KV cache; the last counts, and the first token is the one after it",
+            setup.n_prompts
+        ));
+    }
     if setup.n_warm_up > 0 {
         lines.push(format!(
             "warm-up: {} tokens after the prompt that do not count",

@@ -15,7 +15,10 @@ pub(crate) struct WorkerSpec {
     pub(crate) budget_bytes: Option<u64>,
     pub(crate) repack: bool,
     pub(crate) advise: bool,
+    /// Tokens of a prompt.
     pub(crate) n_prompt: u32,
+    /// Prompts one after the other, each with an emptied KV cache; the last one counts.
+    pub(crate) n_prompts: u32,
     /// Most tokens between the prompt and those that count.
     pub(crate) n_warm_up: u32,
     /// Most tokens that count.

@@ -27,7 +27,7 @@ pub(super) struct Decoded {
     pub(super) fingerprint: Option<Fingerprint>,
 }
 
-/// The prompt, then at most `n_warm_up` and `n_gen` single tokens, each the most likely one. Every step's logits are fingerprinted.
+/// The prompts, then at most `n_warm_up` and `n_gen` single tokens, each the most likely one. Every step's logits are fingerprinted.
 /// `begin_counting` is called before those of `n_gen`.
 pub(super) fn greedy(
     spec: &WorkerSpec,
@@ -60,23 +60,27 @@ pub(super) fn greedy(
     let mut position = 0;
     let mut prompt_ns = None;
     if !prompt.is_empty() {
-        let begin_ns = monotonic_ns();
-        for chunk in prompt.chunks(context.n_batch() as usize) {
-            batch.clear();
-            for prompt_token in chunk {
-                // Only the last token of the prompt needs logits.
-                batch.add(
-                    *prompt_token,
-                    position,
-                    &[0],
-                    position as usize + 1 == prompt.len(),
-                )?;
-                position += 1;
+        for _ in 0..spec.n_prompts {
+            context.clear_kv();
+            position = 0;
+            let begin_ns = monotonic_ns();
+            for chunk in prompt.chunks(context.n_batch() as usize) {
+                batch.clear();
+                for prompt_token in chunk {
+                    // Only the last token of the prompt needs logits.
+                    batch.add(
+                        *prompt_token,
+                        position,
+                        &[0],
+                        position as usize + 1 == prompt.len(),
+                    )?;
+                    position += 1;
+                }
+                context.decode(&batch)?;
             }
-            context.decode(&batch)?;
+            context.synchronize()?;
+            prompt_ns = Some(monotonic_ns() - begin_ns);
         }
-        context.synchronize()?;
-        prompt_ns = Some(monotonic_ns() - begin_ns);
         token = choose(context, marks)?;
     }
 
