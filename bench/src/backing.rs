@@ -1,13 +1,14 @@
 //! Free memory that the host of a virtual machine has taken back.
 //!
-//! With *free page reporting* a guest tells its host which blocks of 2 MiB are free, some seconds after they came to be so, and the host uses their memory
+//! With *free page reporting* a guest tells its host which blocks of 2 MiB are free, from some tenths of a second on, and the host uses their memory
 //! elsewhere. Whoever gets such a block next waits for the host: 2 to 5 ms where a block that the host still has takes 0.1. So a run's
-//! loading and its first tokens would depend on what ran how long before. Touching the memory before each run makes all runs alike.
+//! loading and its first tokens would depend on what ran how long before. Touching the memory before each run makes runs more alike.
 
 use std::fs;
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
+use pager::Budget;
 
 use crate::anonymous::Anonymous;
 use crate::interrupt;
@@ -38,12 +39,15 @@ fn reports(features: &str) -> bool {
     features.as_bytes().get(REPORTING) == Some(&b'1')
 }
 
-/// Touches this many bytes of the free memory, or as many as there are up to half a GiB, and frees them again. Nothing is pushed out for it.
-/// Gives the time that took.
+/// Touches this many bytes of the free memory and frees them again: less where the machine, or a memory group around this process, has not so many free.
+/// Nothing is pushed out for it. Gives the time that took.
 pub(crate) fn touch(wanted_bytes: u64) -> Result<Duration> {
     let begin = Instant::now();
     let mut pieces = Vec::new();
-    let mut left_bytes = wanted_bytes;
+    let allowed_bytes = Budget::Auto
+        .resolve(0)
+        .context("free memory cannot be told")?;
+    let mut left_bytes = wanted_bytes.min(allowed_bytes);
     while left_bytes > 0 {
         interrupt::check()?;
         let room_bytes = room_bytes(procfs::free_bytes().unwrap_or(0));
