@@ -141,7 +141,8 @@ fn stock(path: &Path, arithmetic: Arithmetic) -> Option<Vec<String>> {
     let context = arithmetic.context();
     let output = Command::new(program)
         .arg(format!("model={}", path.display()))
-        .args(["load_mode=none", "flash_attn=auto", "build=", "n_warm_up=0"])
+        .args(["load_mode=none", "flash_attn=auto", "build="])
+        .args(["n_prompts=1", "n_warm_up=0"])
         .arg("decode_limit_ns=0")
         .arg(format!("prompt={TEXT}"))
         .arg(format!("repack={}", u8::from(arithmetic.repack)))
