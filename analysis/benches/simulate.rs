@@ -72,12 +72,12 @@ fn learned(criterion: &mut Criterion) {
             .total
             .n_misses()
     };
-    assert!(n_misses(PolicyName::NextUse) < n_misses(PolicyName::Lru));
+    assert!(n_misses(PolicyName::NEXT_USE) < n_misses(PolicyName::LRU));
     let mut group = criterion.benchmark_group("learned");
     group.sample_size(10);
     group.throughput(Throughput::Elements(workload.accesses().len() as u64));
     group.bench_function("next-use", |bencher| {
-        bencher.iter(|| simulate(black_box(&workload), cache, &PolicyName::NextUse).unwrap());
+        bencher.iter(|| simulate(black_box(&workload), cache, &PolicyName::NEXT_USE).unwrap());
     });
     group.finish();
 }

@@ -4,7 +4,9 @@
 use std::collections::BTreeMap;
 
 use analysis::routing::{RoutingTrace, Shape};
-use analysis::simulate::{Cache, Capacity, Counts, Mix, PolicyName, Window, Workload, simulate};
+use analysis::simulate::{
+    Cache, Capacity, Counts, Mix, OnlinePolicy, PolicyName, Window, Workload, simulate,
+};
 use forecast::NextUse;
 use proptest::prelude::*;
 use tracer::{Access, Flags, LogReader, LogWriter, Node, OnFull, Op, Record, Tables, Tensor};
@@ -68,7 +70,7 @@ impl Model {
             if token == self.n_warmup {
                 counts.fill(Counts::default());
             }
-            if let PolicyName::LfuDecay(decay) = policy {
+            if let PolicyName::Online(OnlinePolicy::LfuDecay(decay)) = policy {
                 uses.values_mut().for_each(|count| *count *= decay);
             }
             if token > 0 {
@@ -106,10 +108,10 @@ impl Model {
                         }
                         pool.retain(|other| other.0 != layer || !slices.contains(&other.1));
                         pool.sort_by_key(|other| last_used[other]);
-                        let value = |other: &Slice| match policy {
-                            PolicyName::Lru => 0.0,
-                            PolicyName::Lfu | PolicyName::LfuDecay(_) => uses[other],
-                            PolicyName::LfuMix(mix) => {
+                        let online = |policy: &OnlinePolicy, other: &Slice| match policy {
+                            OnlinePolicy::Lru => 0.0,
+                            OnlinePolicy::LfuDecay(_) => uses[other],
+                            OnlinePolicy::LfuMix(mix) => {
                                 let rate = |decay: f64| {
                                     let history = used_by.iter().chain([&now]);
                                     history.fold(0.0, |rate, used: &Vec<Slice>| {
@@ -120,7 +122,10 @@ impl Model {
                                 mix.short_share * rate(mix.short_decay)
                                     + (1.0 - mix.short_share) * rate(mix.long_decay)
                             }
-                            PolicyName::NextUse => -next.of(other.0, other.1),
+                            OnlinePolicy::NextUse => -next.of(other.0, other.1),
+                        };
+                        let value = |other: &Slice| match policy {
+                            PolicyName::Online(policy) => online(policy, other),
                             PolicyName::Belady => -(self.next_use(*other, token, layer) as f64),
                         };
                         // The first of equal ones: the sort is by last use.
@@ -173,16 +178,16 @@ impl Model {
 
 /// A decay that is a power of two: counts stay exact however they are computed.
 const POLICIES: [PolicyName; 7] = [
-    PolicyName::Lru,
-    PolicyName::Lfu,
-    PolicyName::LfuDecay(0.5),
-    PolicyName::LfuDecay(0.99),
-    PolicyName::LfuMix(Mix {
+    PolicyName::LRU,
+    PolicyName::LFU,
+    PolicyName::lfu_decay(0.5),
+    PolicyName::lfu_decay(0.99),
+    PolicyName::Online(OnlinePolicy::LfuMix(Mix {
         short_decay: 0.5,
         long_decay: 0.75,
         short_share: 0.25,
-    }),
-    PolicyName::NextUse,
+    })),
+    PolicyName::NEXT_USE,
     PolicyName::Belady,
 ];
 

@@ -33,9 +33,9 @@ const HIT_RATES: [(&str, [Rates; 4]); 2] = [
 #[test]
 fn hit_rates() {
     let policies = [
-        PolicyName::Lru,
-        PolicyName::Lfu,
-        PolicyName::LfuDecay(0.99),
+        PolicyName::LRU,
+        PolicyName::LFU,
+        PolicyName::lfu_decay(0.99),
         PolicyName::Belady,
     ];
     for (name, rows) in HIT_RATES {

@@ -3,6 +3,7 @@
 use std::hint::black_box;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use pager::policy::policy_for;
 use pager::{Fetch, Pool, PoolMode, PoolSlice, SliceId};
 
 const N_LAYERS: u32 = 48;
@@ -35,7 +36,7 @@ fn pool(n_slots: u32, policy: &str) -> (Pool, u32) {
             size_bytes: 1 << 20,
         })
         .collect();
-    let policy = policy.parse::<pager::PolicyName>().unwrap().build(&slices);
+    let policy = policy_for(policy.parse().unwrap(), &slices);
     (Pool::new(slices, &[n_slots], policy), n_experts)
 }
 

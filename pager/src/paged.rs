@@ -19,7 +19,7 @@ use crate::engine::{
 };
 use crate::pinned::Pinned;
 use crate::plan::{Demand, MemoryPlan, Pages, PlanError};
-use crate::policy::PolicyName;
+use crate::policy::{PolicyName, policy_for};
 use crate::pool::{Census, Pool};
 use crate::provider::{Ahead, Before, Loaded, Program, Provider, Pump};
 use crate::replay::{Kept, Recorder, Replay, ReplayReport};
@@ -298,7 +298,7 @@ impl PagedModel {
         };
         let plan = MemoryPlan::new(&self.slices, budget_bytes, &demand, Pages::default())?;
         let pool_slices = plan.pool_slices(&self.slices);
-        let policy = options.policy.build(&pool_slices);
+        let policy = policy_for(options.policy, &pool_slices);
         let pool = Pool::new(pool_slices, &plan.class_slots(), policy);
         // Registering would allocate all slots at once, for little: docs/pager.md.
         let mut reads = Preference {

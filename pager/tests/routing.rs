@@ -3,7 +3,8 @@
 use analysis::routing::RoutingTrace;
 use analysis::simulate::{Cache, Capacity, Counts, Window, Workload, simulate};
 use model_shapes::local::shared_data;
-use pager::{Fetch, LayerCounts, Pool, PoolMode, PoolSlice, SliceId};
+use pager::policy::policy_for;
+use pager::{Fetch, LayerCounts, PolicyName, Pool, PoolMode, PoolSlice, SliceId};
 
 /// One of gpt-oss-20b's experts: gate, up and down.
 const EXPERT_BYTES: u64 = 13_219_200;
@@ -33,7 +34,7 @@ fn replay(
             size_bytes: EXPERT_BYTES / u64::from(n_tensors),
         })
         .collect();
-    let policy = policy.parse::<pager::PolicyName>().unwrap().build(&slices);
+    let policy = policy_for(policy.parse().unwrap(), &slices);
     let mut pool = Pool::new(slices, class_slots, policy);
     let (mut ids, mut fetches): (Vec<SliceId>, Vec<Fetch>) = (Vec::new(), Vec::new());
     for token in 0..n_tokens {
@@ -170,7 +171,7 @@ fn a_prompt_does_not_evict_the_decode_set() {
             size_bytes: 1,
         })
         .collect();
-    let policy = pager::PolicyName::default().build(&slices);
+    let policy = policy_for(PolicyName::default(), &slices);
     let mut pool = Pool::new(slices, &[N_SLOTS], policy);
     let mut fetches = Vec::new();
     let mut step = |pool: &mut Pool, mode, n_experts: u32| {
@@ -216,7 +217,7 @@ fn streaming_ahead_has_a_limit() {
         size_bytes: 1,
     };
     let slices: Vec<_> = (0..24).map(slice).collect();
-    let policy = pager::PolicyName::default().build(&slices);
+    let policy = policy_for(PolicyName::default(), &slices);
     let mut pool = Pool::new(slices, &[8], policy);
     let decode: Vec<_> = (0..8).map(SliceId).collect();
     let mut fetches = Vec::new();

@@ -58,12 +58,15 @@ pub enum SimulateError {
         /// The layer's number in the model.
         layer: u32,
     },
-    /// A policy of an unknown name, or with a number that makes no sense.
-    #[error("unknown policy {text:?}; {problem}")]
-    Policy {
+    /// A policy of an unknown name.
+    #[error(
+        "`{text}` is not an eviction policy: there are lru, lfu, lfu-decay:0.95, lfu-mix, next-use and belady"
+    )]
+    PolicyName {
         /// What was given.
         text: String,
-        /// What it may be.
-        problem: String,
     },
+    /// A policy with a number that makes no sense.
+    #[error(transparent)]
+    Policy(forecast::PolicyError),
 }

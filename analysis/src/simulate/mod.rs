@@ -21,9 +21,8 @@ mod usage;
 mod workload;
 
 pub use error::SimulateError;
-pub use policy::{
-    Access, Belady, Changed, DecayedLfu, ExpectedUse, Lfu, Lru, Mix, MixedLfu, Policy, PolicyName,
-};
+pub use forecast::{Changed, DecayedCounts, Mix, MixedRates};
+pub use policy::{Access, Belady, ExpectedUse, Lru, OnlinePolicy, Policy, PolicyName};
 pub use pool::{Cache, Capacity, Counts, Outcome, Sharing};
 pub use report::{Report, Row, Size};
 pub use usage::Usage;
@@ -40,13 +39,18 @@ pub fn simulate(
     cache: Cache,
     policy: &PolicyName,
 ) -> Result<Outcome, SimulateError> {
-    match *policy {
-        PolicyName::Lru => pool::run(workload, cache, Lru),
-        PolicyName::Lfu => pool::run(workload, cache, Lfu::new(workload)),
-        PolicyName::LfuDecay(decay) => pool::run(workload, cache, DecayedLfu::new(workload, decay)),
-        PolicyName::LfuMix(mix) => pool::run(workload, cache, MixedLfu::new(workload, mix)),
-        PolicyName::NextUse => pool::run(workload, cache, ExpectedUse::new(workload)),
-        PolicyName::Belady => pool::run(workload, cache, Belady::new(workload)),
+    let online = match policy {
+        PolicyName::Online(online) => *online,
+        PolicyName::Belady => return pool::run(workload, cache, Belady::new(workload)),
+    };
+    let n_slices = workload.slices().len();
+    match online {
+        OnlinePolicy::Lru => pool::run(workload, cache, Lru),
+        OnlinePolicy::LfuDecay(decay) => {
+            pool::run(workload, cache, DecayedCounts::new(n_slices, decay))
+        }
+        OnlinePolicy::LfuMix(mix) => pool::run(workload, cache, MixedRates::new(n_slices, mix)),
+        OnlinePolicy::NextUse => pool::run(workload, cache, ExpectedUse::new(workload)),
     }
 }
 

@@ -3,26 +3,15 @@
 //! The same policies, with the same numbers, as in `analysis::simulate`: what was chosen there on
 //! recorded routing is what runs. `docs/policies.md` says how they compare.
 
-mod name;
 mod values;
 
 use std::fmt;
 
 use crate::SliceId;
+use crate::pool::PoolSlice;
 
-pub use name::{PolicyError, PolicyName};
-pub use values::{DecayedLfu, ExpectedUse, Lru, Mix, MixedLfu};
-
-/// Which values of a policy may be others than before.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Changed {
-    /// Only those of slices that were accessed.
-    Accessed,
-    /// Those of every slice of the layer.
-    Layer,
-    /// All.
-    All,
-}
+pub use forecast::{Changed, DecayedCounts, Mix, MixedRates, PolicyError, PolicyName};
+pub use values::{ExpectedUse, Lru};
 
 /// What a slice is worth. The slice of the lowest value gives way, of equal ones that which was used
 /// least recently.
@@ -45,4 +34,15 @@ pub trait Policy: fmt::Debug + Send {
 
     /// What the slice is worth now; not NaN, and more than negative infinity.
     fn value(&self, slice: SliceId) -> f64;
+}
+
+/// The policy of this name, for these slices of which none was used yet.
+pub fn policy_for(name: PolicyName, slices: &[PoolSlice]) -> Box<dyn Policy> {
+    let n_slices = slices.len();
+    match name {
+        PolicyName::Lru => Box::new(Lru),
+        PolicyName::LfuDecay(decay) => Box::new(DecayedCounts::new(n_slices, decay)),
+        PolicyName::LfuMix(mix) => Box::new(MixedRates::new(n_slices, mix)),
+        PolicyName::NextUse => Box::new(ExpectedUse::new(slices)),
+    }
 }

@@ -7,6 +7,7 @@ use rand::seq::{IndexedRandom, SliceRandom};
 use rand::{RngExt, SeedableRng};
 
 use super::*;
+use crate::policy::policy_for;
 use crate::{LayerCounts, PolicyName};
 
 const N_LAYERS: u32 = 4;
@@ -143,7 +144,7 @@ fn nothing_is_lost_in_100_000_operations() {
 fn soak(seed: u64, policy: PolicyName, n_operations: usize) {
     let mut rng = StdRng::seed_from_u64(seed);
     let slices = slices();
-    let mut pool = Pool::new(slices.clone(), &CLASS_SLOTS, policy.build(&slices));
+    let mut pool = Pool::new(slices.clone(), &CLASS_SLOTS, policy_for(policy, &slices));
     let mut expected = Expected::default();
     let mut open: Vec<Vec<SliceId>> = Vec::new();
     let (mut n_full, mut n_again, mut n_filled, mut fetches) = (0, 0, 0, Vec::new());

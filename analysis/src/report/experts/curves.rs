@@ -38,8 +38,8 @@ pub struct CurvePoint {
 /// All curves.
 pub(super) fn curves(workload: &Workload) -> Vec<Curve> {
     let policies = [
-        ("lru", PolicyName::Lru),
-        (DECAYED, PolicyName::LfuDecay(0.95)),
+        ("lru", PolicyName::LRU),
+        (DECAYED, PolicyName::lfu_decay(0.95)),
         ("belady", PolicyName::Belady),
     ];
     let n_slices = workload.slices().len() as u64;

@@ -1,50 +1,65 @@
-//! Policies by name.
+//! Eviction policies by name.
 
 use std::fmt;
 use std::str::FromStr;
 
-use super::{DecayedLfu, ExpectedUse, Lru, Mix, MixedLfu, Policy};
-use crate::pool::PoolSlice;
+use crate::Mix;
 
-/// A policy as the user writes it: `lru`, `lfu`, `lfu-decay`, `lfu-decay:0.95`, `lfu-mix`,
-/// `lfu-mix:0.7:0.97:0.2`, `next-use`. The names are those of `faultline simulate`.
+/// Which values of a policy may be others than before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Changed {
+    /// Only those of slices that were accessed.
+    Accessed,
+    /// Those of every slice of the layer.
+    Layer,
+    /// All.
+    All,
+}
+
+/// A policy that needs no future, as the user writes it: `lru`, `lfu`, `lfu-decay`, `lfu-decay:0.95`, `lfu-mix`,
+/// `lfu-mix:0.7:0.97:0.2`, `next-use`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum PolicyName {
-    /// [`Lru`].
+    /// The slice that was used least recently gives way.
     Lru,
-    /// [`DecayedLfu`] with this decay per token; 1 is written `lfu`.
+    /// That with the lowest of [`DecayedCounts`](crate::DecayedCounts) with this decay per token; 1 is written `lfu`.
     LfuDecay(f64),
-    /// [`MixedLfu`].
+    /// That with the lowest of [`MixedRates`](crate::MixedRates).
     LfuMix(Mix),
-    /// [`ExpectedUse`].
+    /// That whose [`NextUse`](crate::NextUse) is farthest away.
     NextUse,
 }
 
-/// A name that no policy has.
+/// A name that no policy has, or numbers that make no sense.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{text}` is not an eviction policy: {problem}")]
-pub struct PolicyError {
-    text: String,
-    problem: &'static str,
+pub enum PolicyError {
+    /// No policy has the name.
+    #[error(
+        "`{text}` is not an eviction policy: there are lru, lfu, lfu-decay:0.95, lfu-mix and next-use"
+    )]
+    Name {
+        /// What was given.
+        text: String,
+    },
+    /// The policy has other numbers.
+    #[error("`{text}` is not an eviction policy: {problem}")]
+    Numbers {
+        /// What was given.
+        text: String,
+        /// What they may be.
+        problem: &'static str,
+    },
+}
+
+impl PolicyName {
+    /// Counts since the beginning that do not fade.
+    pub const LFU: PolicyName = PolicyName::LfuDecay(1.0);
 }
 
 impl Default for PolicyName {
     /// `next-use`: the fewest missed bytes on real routing at every capacity.
     fn default() -> PolicyName {
         PolicyName::NextUse
-    }
-}
-
-impl PolicyName {
-    /// The policy, for these slices of which none was used yet.
-    pub fn build(self, slices: &[PoolSlice]) -> Box<dyn Policy> {
-        let n_slices = slices.len();
-        match self {
-            PolicyName::Lru => Box::new(Lru),
-            PolicyName::LfuDecay(decay) => Box::new(DecayedLfu::new(n_slices, decay)),
-            PolicyName::LfuMix(mix) => Box::new(MixedLfu::new(n_slices, mix)),
-            PolicyName::NextUse => Box::new(ExpectedUse::new(slices)),
-        }
     }
 }
 
@@ -68,7 +83,7 @@ impl FromStr for PolicyName {
     type Err = PolicyError;
 
     fn from_str(text: &str) -> Result<PolicyName, PolicyError> {
-        let error = |problem| PolicyError {
+        let numbers_error = |problem| PolicyError::Numbers {
             text: text.to_owned(),
             problem,
         };
@@ -79,17 +94,17 @@ impl FromStr for PolicyName {
                 .split(':')
                 .map(str::parse)
                 .collect::<Result<_, _>>()
-                .map_err(|_| error("what follows the colon is not a number"))?,
+                .map_err(|_| numbers_error("what follows the colon is not a number"))?,
         };
         match (name, &numbers[..]) {
             ("lru", []) => Ok(PolicyName::Lru),
-            ("lfu", []) => Ok(PolicyName::LfuDecay(1.0)),
+            ("lfu", []) => Ok(PolicyName::LFU),
             ("next-use", []) => Ok(PolicyName::NextUse),
             ("lfu-decay", []) => Ok(PolicyName::LfuDecay(0.95)),
             ("lfu-decay", &[decay]) if (1e-3..=1.0).contains(&decay) => {
                 Ok(PolicyName::LfuDecay(decay))
             }
-            ("lfu-decay", _) => Err(error(
+            ("lfu-decay", _) => Err(numbers_error(
                 "the decay per token is a number from 0.001 to 1, as in lfu-decay:0.95",
             )),
             ("lfu-mix", []) => Ok(PolicyName::LfuMix(Mix::default())),
@@ -104,13 +119,13 @@ impl FromStr for PolicyName {
                     short_share,
                 }))
             }
-            ("lfu-mix", _) => Err(error(
+            ("lfu-mix", _) => Err(numbers_error(
                 "its numbers are a short decay and a longer one, 0.001 to less than 1, and the share of the short one, \
                  0 to 1, as in lfu-mix:0.7:0.97:0.2",
             )),
-            _ => Err(error(
-                "there are lru, lfu, lfu-decay:0.95, lfu-mix and next-use",
-            )),
+            _ => Err(PolicyError::Name {
+                text: text.to_owned(),
+            }),
         }
     }
 }
