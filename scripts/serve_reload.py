@@ -21,8 +21,8 @@ import sys
 import tempfile
 import time
 
+from pairs import in_turn, ratio_of_medians, with_interval
 from serve_client import Server, table
-from serve_speed import in_turn, ratio
 
 HISTORY = """The following is a conversation between a gardener and an assistant who knows plants and soils well.
 
@@ -121,9 +121,9 @@ def measure(arguments, name, path, keys):
     for what, turns in (("first load", [b for _, b in pairs]), ("reload", [a for a, _ in pairs])):
         parts = ", ".join(f"{part} {shown([getattr(turn, part) for turn in turns])}" for part in ("first", "loading", "prompt"))
         print(f"{name}: {what}: ms: {parts}; tokens computed {turns[0].computed}, kept {turns[0].cached}", flush=True)
-    value, low, high = ratio([(a.first, b.first) for a, b in pairs])
+    ratio = with_interval([(a.first, b.first) for a, b in pairs], ratio_of_medians)
     equal = sum(a.text == b.text for a, b in pairs)
-    print(f"{name}: turn {arguments.turn}: ratio {value:.3f} ({low:.3f} to {high:.3f}), {len(pairs)} pairs, {equal} with equal texts", flush=True)
+    print(f"{name}: turn {arguments.turn}: ratio {ratio}, {len(pairs)} pairs, {equal} with equal texts", flush=True)
 
 
 def main():

@@ -12,42 +12,20 @@ the median of the pairs' ratios, each the median over pieces of 16 tokens, of `b
 import itertools
 import json
 import os
-import random
 import signal
 import statistics
 import subprocess
 import time
 
+from pairs import in_turn, ratio_of_medians, with_interval
 from serve_client import QUESTION, Server, Stream, arrival, parser_of, table
 
 WINDOW = 16
 
 
-def ratio(pairs):
-    """The ratio of medians of pairs, with its 95 % interval."""
-    of = lambda sample: statistics.median(a for a, _ in sample) / statistics.median(b for _, b in sample)
-    draw = random.Random(0)
-    resampled = sorted(of(draw.choices(pairs, k=len(pairs))) for _ in range(4000))
-    return of(pairs), resampled[100], resampled[3899]
-
-
-def in_turn(repeat, first, second):
-    pairs = []
-    for turn in range(repeat):
-        if turn % 2 == 0:
-            a = first()
-            pairs.append((a, second()))
-        else:
-            b = second()
-            pairs.append((first(), b))
-    return pairs
-
-
-def report(name, what, pairs, names, unit):
-    value, low, high = ratio(pairs)
+def report(name, what, pairs, names, unit, ratio):
     medians = [statistics.median(column) for column in zip(*pairs)]
-    print(f"{name}: {what}: {names[0]} {medians[0]:.3f} {unit}, {names[1]} {medians[1]:.3f}; ratio {value:.4f} ({low:.4f} to {high:.4f}), "
-          f"{len(pairs)} pairs", flush=True)
+    print(f"{name}: {what}: {names[0]} {medians[0]:.3f} {unit}, {names[1]} {medians[1]:.3f}; ratio {ratio}, {len(pairs)} pairs", flush=True)
 
 
 class Turns:
@@ -95,7 +73,7 @@ class Turns:
 def token(arguments, name, path):
     body = {"model": name, "prompt": QUESTION, "max_tokens": arguments.tokens, "temperature": 0}
     command = [arguments.binary, "run", "-m", path, "-p", QUESTION, "--raw", "--temp", "0", "-n", str(arguments.tokens), "-c", "2048"]
-    pairs, blocks = [], []
+    blocks = []
     for turn in range(arguments.repeat):
         server = Server(arguments.binary, arguments.keys.replace(",", "\n") + "\n" + table(name, path, "n_ctx = 2048"))
         # Which of the two loads first, and so gets which memory, changes.
@@ -125,14 +103,11 @@ def token(arguments, name, path):
         pieces = [both[at : at + WINDOW] for at in range(0, len(both) - WINDOW, WINDOW)]
         mean = lambda times, tokens: statistics.fmean(times[token] for token in tokens)
         blocks.append([(mean(served, tokens), mean(run, tokens)) for tokens in pieces])
-        pairs.append(tuple(statistics.median(column) for column in zip(*blocks[-1])))
         server.close()
     ratios = [statistics.median(a / b for a, b in of_pair) for of_pair in blocks]
-    draw = random.Random(0)
-    resampled = sorted(statistics.median(draw.choices(ratios, k=len(ratios))) for _ in range(4000))
-    served, run = (statistics.median(column) for column in zip(*pairs))
-    print(f"{name}: time per token: server {served:.3f} ms, run {run:.3f}; ratio {statistics.median(ratios):.4f} ({resampled[100]:.4f} to {resampled[3899]:.4f}), "
-          f"{len(pairs)} pairs of {sum(map(len, blocks)) // len(blocks)} times {WINDOW} tokens: {' '.join(f'{ratio:.3f}' for ratio in ratios)}", flush=True)
+    pairs = [tuple(map(statistics.median, zip(*of_pair))) for of_pair in blocks]
+    report(name, "time per token", pairs, ("server", "run"), "ms", with_interval(ratios, statistics.median))
+    print(f"  {sum(map(len, blocks)) // len(blocks)} times {WINDOW} tokens a pair: {' '.join(f'{ratio:.3f}' for ratio in ratios)}", flush=True)
 
 
 def batch(arguments, name, path):
@@ -155,7 +130,8 @@ def batch(arguments, name, path):
         output = subprocess.run(command, check=True, capture_output=True, text=True)
         return json.loads(next(line for line in output.stdout.splitlines() if line.startswith("{")))["speed_tg"]
 
-    report(name, f"{count} at a time", in_turn(arguments.repeat, served, bench), ("server", "llama-batched-bench"), "tokens/s")
+    pairs = in_turn(arguments.repeat, served, bench)
+    report(name, f"{count} at a time", pairs, ("server", "llama-batched-bench"), "tokens/s", with_interval(pairs, ratio_of_medians))
     server.close()
 
 
