@@ -11,8 +11,9 @@ use crate::region::Region;
 
 /// Bytes of one read.
 const READ_BYTES: u64 = 8 << 20;
-/// Reads that are submitted and have not ended: what the device works at, and what comes next.
-const READS_MAX: usize = 6;
+/// Bytes that the device is asked for at a time, and as many behind them whose memory is cleared meanwhile: otherwise the kernel does
+/// that in the call that starts a read, and the device has nothing to do.
+pub(crate) const IN_FLIGHT_BYTES: u32 = 32 << 20;
 /// Longest time in the kernel before the thread looks whether it is to end.
 const WAIT: Duration = Duration::from_millis(20);
 /// Longest time that nothing arrives before reading is given up.
@@ -26,6 +27,10 @@ pub(crate) struct Piece {
 }
 
 impl Piece {
+    fn size_bytes(&self) -> u64 {
+        self.range.end - self.range.start
+    }
+
     fn overlaps(&self, part: usize, range: &Range<u64>) -> bool {
         self.part == part && self.range.start < range.end && range.start < self.range.end
     }
@@ -254,36 +259,58 @@ impl Arrivals {
 
     fn read_all(&self, regions: &[Region], mut engine: Box<dyn Engine>) -> Result<(), String> {
         let broken = |error: EngineError| error.to_string();
-        let mut n_submitted = 0;
+        let (mut n_submitted, mut n_cleared) = (0, 0);
+        let mut in_flight_bytes = 0;
         let mut silent_since = std::time::Instant::now();
         while !self.is_complete() && !self.is_stopped.load(Ordering::Relaxed) {
-            while n_submitted < self.pieces.len() && engine.in_flight() < READS_MAX {
+            while n_submitted < self.pieces.len() && in_flight_bytes < u64::from(IN_FLIGHT_BYTES) {
                 let piece = &self.pieces[n_submitted];
                 let read = Read {
                     file: piece.part as u32,
                     offset_bytes: piece.range.start,
                     target: regions[piece.part].at(piece.range.start as usize),
-                    size_bytes: (piece.range.end - piece.range.start) as u32,
+                    size_bytes: piece.size_bytes() as u32,
                     key: n_submitted as u64,
                     class: Class::Demand,
                 };
                 // SAFETY: pieces do not overlap, so each has its pages to itself; they are open, and nobody looks at them before
                 // `note` has published the piece. The thread owns a share of the regions and drops the engine first.
                 unsafe { engine.submit(&[read]) }.map_err(broken)?;
+                in_flight_bytes += piece.size_bytes();
                 n_submitted += 1;
             }
             let mut ended = Vec::new();
-            engine
-                .wait(&mut |done| ended.push(done), WAIT)
-                .map_err(broken)?;
+            let mut keep = |done| ended.push(done);
+            match self.clear_next(regions, n_submitted, &mut n_cleared) {
+                true => engine.reap(&mut keep).map_err(broken)?,
+                false => engine.wait(&mut keep, WAIT).map_err(broken)?,
+            };
             if !ended.is_empty() {
                 silent_since = std::time::Instant::now();
+                let arrived = ended.iter().map(|done| &self.pieces[done.key as usize]);
+                in_flight_bytes -= arrived.map(Piece::size_bytes).sum::<u64>();
                 self.note(ended)?;
             } else if silent_since.elapsed() > SILENCE {
                 return Err(format!("nothing was read for {} s", SILENCE.as_secs()));
             }
         }
         Ok(())
+    }
+
+    /// Clears the memory of the next piece that is not submitted and not cleared, of [`IN_FLIGHT_BYTES`]. False if there is none.
+    fn clear_next(&self, regions: &[Region], n_submitted: usize, n_cleared: &mut usize) -> bool {
+        *n_cleared = (*n_cleared).max(n_submitted);
+        let ahead = self.pieces[n_submitted..*n_cleared].iter();
+        let ahead_bytes: u64 = ahead.map(Piece::size_bytes).sum();
+        let Some(piece) = self.pieces.get(*n_cleared) else {
+            return false;
+        };
+        if ahead_bytes >= u64::from(IN_FLIGHT_BYTES) {
+            return false;
+        }
+        regions[piece.part].populate(piece.range.start as usize..piece.range.end as usize);
+        *n_cleared += 1;
+        true
     }
 
     fn note(&self, ended: Vec<Completion>) -> Result<(), String> {

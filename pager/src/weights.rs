@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use llama_rs::ModelMemory;
 
-use crate::arrivals::{Arrivals, Arriving, pieces};
+use crate::arrivals::{Arrivals, Arriving, IN_FLIGHT_BYTES, pieces};
 use crate::engine::{Class, ModelFiles, Preference, Read, open_engine};
 use crate::region::Region;
 use crate::replay::Pattern;
@@ -18,9 +18,9 @@ use crate::slices::{DenseTensor, Slices, merged_ranges};
 const PAGE_BYTES: u64 = 4096;
 /// Longest time that nothing arrives before loading is given up.
 const SILENCE: Duration = Duration::from_secs(120);
-/// What the device is asked for at a time: the kernel clears the pages of a read before it starts it, and the device is to have
-/// something to do meanwhile.
-const IN_FLIGHT_BYTES: u32 = 32 << 20;
+/// Bytes of matrices that are read for one tensor that llama.cpp waits for: these are small, and in huge pages of their own that
+/// have to be cleared, so that the device would wait for their reads if nothing else was under way.
+const WOVEN_BYTES: u64 = 1 << 20;
 
 /// When dense weights are read.
 #[derive(Clone, Copy, Debug)]
@@ -182,8 +182,8 @@ impl WeightMemory {
     }
 }
 
-/// Dense tensors in the order of their first use: what llama.cpp waits for, an embedding, and the matrices, as the last run used
-/// them, or as their names tell.
+/// Dense tensors in the order in which they are to be read. The matrices come as the last run used them, or as their names tell; what
+/// llama.cpp waits for, an embedding last, is among the first of them.
 fn order_of_use(slices: &Slices, pattern: Option<&Pattern>) -> Vec<usize> {
     let tensors = slices.dense_tensors();
     let mut places = vec![usize::MAX; tensors.len()];
@@ -202,6 +202,26 @@ fn order_of_use(slices: &Slices, pattern: Option<&Pattern>) -> Vec<usize> {
             false => (u8::from(is_embedding), 0, 0, 0),
         }
     });
+    let n_waited_for = order.partition_point(|&index| !tensors[index].is_streamable);
+    let matrices = order.split_off(n_waited_for);
+    let sizes = |index: usize| tensors[index].size_bytes;
+    woven(order, &matrices, sizes)
+}
+
+/// One of `few` behind each [`WOVEN_BYTES`] of `many`.
+fn woven(few: Vec<usize>, many: &[usize], size_bytes: impl Fn(usize) -> u64) -> Vec<usize> {
+    let mut order = Vec::with_capacity(few.len() + many.len());
+    let mut few = few.into_iter();
+    let mut room_bytes = 0;
+    for &index in many {
+        order.push(index);
+        room_bytes += size_bytes(index);
+        while room_bytes >= WOVEN_BYTES {
+            room_bytes -= WOVEN_BYTES;
+            order.extend(few.next());
+        }
+    }
+    order.extend(few);
     order
 }
 
