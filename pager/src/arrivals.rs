@@ -297,7 +297,7 @@ impl Arrivals {
         Ok(())
     }
 
-    /// Clears the memory of the next piece that is not submitted and not cleared, of [`IN_FLIGHT_BYTES`]. False if there is none.
+    /// Clears the memory of the next piece that is neither submitted nor cleared, as far as [`IN_FLIGHT_BYTES`] ahead. False if there is none.
     fn clear_next(&self, regions: &[Region], n_submitted: usize, n_cleared: &mut usize) -> bool {
         *n_cleared = (*n_cleared).max(n_submitted);
         let ahead = self.pieces[n_submitted..*n_cleared].iter();

@@ -268,3 +268,18 @@ unsafe impl ModelMemory for WeightMemory {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn few_come_between_many_and_the_rest_behind_them() {
+        let size_bytes = |index: usize| [2, 1, 1, 1, 1, 1][index] * WOVEN_BYTES / 2;
+        let order = |few: &[usize], many: &[usize]| woven(few.to_vec(), many, size_bytes);
+        assert_eq!(order(&[10, 11], &[0, 1, 2, 3]), [0, 10, 1, 2, 11, 3]);
+        assert_eq!(order(&[10, 11, 12], &[0, 1]), [0, 10, 1, 11, 12]);
+        assert_eq!(order(&[10, 11], &[]), [10, 11]);
+        assert_eq!(order(&[], &[3, 2]), [3, 2]);
+    }
+}
