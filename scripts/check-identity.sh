@@ -83,7 +83,7 @@ part() {
 # The smallest budget that works, in MiB, with 2 % for what processes differ in: what bench says of one that does not.
 smallest() {
     local said
-    said=$("$bench" -m "$model" --prefetch=pager "${common[@]}" -n 1 --repack pager --budget 300MB --out "$out/$shape/refused" 2>&1 || true)
+    said=$("$bench" -m "$model" --prefetch=pager "${common[@]}" --repack pager --budget 300MB --out "$out/$shape/refused" 2>&1 || true)
     rm -rf "$out/$shape/refused"
     said=$(sed -n 's/.*(--budget \([0-9]*\)MiB).*/\1/p' <<<"$said" | head -n 1)
     if [[ -z $said ]]; then
