@@ -30,7 +30,7 @@ bench: setup models ## measure load time and memory on the demo model and a real
 bench-big: setup ## a model larger than memory against stock llama.cpp: root, 15 GB of disk, 15 minutes
 	@scripts/bench-big.sh $(BENCH_ARGS)
 
-bench-pager: setup ## the pager in four budgets against stock llama.cpp in memory: root, 15 GB of disk, 20 minutes
+bench-pager: setup ## the pager in four budgets against stock llama.cpp in memory: root, 15 GB of disk, 25 minutes
 	@scripts/bench-pager.sh $(BENCH_ARGS)
 
 llama-bench: setup ## build and run the patched llama-bench; LLAMA_BENCH_ARGS="-m MODEL ..."

@@ -1,5 +1,7 @@
 //! How often slices were used lately.
 
+use crate::Changed;
+
 /// Uses of each slice, where all counts are multiplied by the decay before each token.
 ///
 /// Instead, the weight of a new use grows by the inverse: the order is the same, and nothing has
@@ -24,18 +26,18 @@ impl DecayedCounts {
         }
     }
 
-    /// A token begins. True if all counts were scaled down for it.
-    pub fn begin_token(&mut self) -> bool {
+    /// A token begins. Says whose counts are others than before: those of all, if they had to be scaled down.
+    pub fn begin_token(&mut self) -> Changed {
         self.increment /= self.decay;
         if self.increment < INCREMENT_MAX {
-            return false;
+            return Changed::Accessed;
         }
         // A power of two: exact, so that equal counts stay equal.
         for count in &mut self.counts {
             *count /= INCREMENT_MAX;
         }
         self.increment /= INCREMENT_MAX;
-        true
+        Changed::All
     }
 
     /// The token uses the slice.
@@ -92,12 +94,13 @@ impl MixedRates {
         }
     }
 
-    /// A token begins.
-    pub fn begin_token(&mut self) {
+    /// A token begins, and all rates change.
+    pub fn begin_token(&mut self) -> Changed {
         for [short, long] in &mut self.rates {
             *short *= self.mix.short_decay;
             *long *= self.mix.long_decay;
         }
+        Changed::All
     }
 
     /// The token uses the slice.

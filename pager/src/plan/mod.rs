@@ -41,7 +41,8 @@ pub struct Demand {
     pub compute_bytes: u64,
     /// Buffers of logits and embeddings.
     pub outputs_bytes: u64,
-    /// What the process has in memory before the model is loaded: program, libraries, tokenizer.
+    /// What the process has in memory before the model is loaded: program, libraries. What loading adds to the heap, such as the
+    /// vocabulary, is in the margin.
     pub process_bytes: u64,
     /// Aligned buffers of the I/O engine, for reads that cannot land in place.
     pub staging_bytes: u64,
@@ -71,7 +72,7 @@ const SLOT_WASTE_MAX_PERCENT: u64 = 5;
 /// what each processor has charged in advance.
 const KERNEL_BYTES: u64 = 16 << 20;
 
-/// The heap's part: tables of the pager, graphs, sampling.
+/// The heap's part: vocabulary, tables of the pager, graphs, sampling.
 const HEAP_BYTES: u64 = 32 << 20;
 
 /// Page tables take 8 bytes for each page, and one table is kept in reserve for each huge page: 1/512 in both cases. Registered

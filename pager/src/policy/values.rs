@@ -20,10 +20,7 @@ impl Policy for Lru {
 
 impl Policy for DecayedCounts {
     fn begin_token(&mut self) -> Changed {
-        match DecayedCounts::begin_token(self) {
-            true => Changed::All,
-            false => Changed::Accessed,
-        }
+        DecayedCounts::begin_token(self)
     }
 
     fn access(&mut self, slice: SliceId) {
@@ -37,8 +34,7 @@ impl Policy for DecayedCounts {
 
 impl Policy for MixedRates {
     fn begin_token(&mut self) -> Changed {
-        MixedRates::begin_token(self);
-        Changed::All
+        MixedRates::begin_token(self)
     }
 
     fn access(&mut self, slice: SliceId) {
