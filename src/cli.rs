@@ -410,6 +410,7 @@ mod tests {
         for flags in [
             ["--budget", "7GiB"],
             ["--policy", "lru"],
+            ["--lookahead", "router:0.3"],
             ["--replay", "on"],
         ] {
             let message = options(&flags).unwrap_err();
@@ -448,6 +449,7 @@ mod tests {
             &["--prefetch", "lazy"][..],
             &["--budget", "much"],
             &["--policy", "random"],
+            &["--lookahead", "router"],
             &["--temp", "NaN"],
             &["--temp", "-1"],
             &["--temp", "inf"],

@@ -16,7 +16,9 @@ use crate::limit::LimitBy;
 use crate::output::Format;
 use crate::peer::{self, Peer};
 use crate::size::{Budget, MIB, format_bytes, parse_size};
-use crate::spec::{Axes, Baseline, CacheState, FlashAttn, LoadMode, Mode, Modes, Reads, Repack};
+use crate::spec::{
+    Axes, Baseline, CacheState, FlashAttn, LoadMode, Mode, Modes, Reads, Repack, TOLD,
+};
 use rows::{PagerArgs, ReferenceArgs};
 
 /// Below this a worker cannot even start.
@@ -403,8 +405,13 @@ impl RunArgs {
         }
         if self.pager.is_used() && !self.prefetch.0.contains(&Mode::Pager) {
             bail!(
-                "--policy, --replay, --reads, --read-depth and --request-size are for the pager: give --prefetch=pager"
+                "--policy, --lookahead, --replay, --reads, --read-depth and --request-size are for the pager: give --prefetch=pager"
             );
+        }
+        if self.routing.is_none()
+            && let Some(told) = (self.pager.lookahead.iter()).find(|name| name.starts_with(TOLD))
+        {
+            bail!("--lookahead {told} takes what comes from a routing trace: give --routing TRACE");
         }
         if self.device_curve.is_some()
             && self.step_ms.is_none()
@@ -465,6 +472,7 @@ impl RunArgs {
             axes: Axes {
                 references: self.references.reference.clone(),
                 policies: self.pager.policy.iter().map(ToString::to_string).collect(),
+                lookaheads: self.pager.lookahead.clone(),
                 replays: self.pager.replays(),
                 baseline_budgets,
                 baseline_readaheads: readaheads(&self.references.baseline_readahead),
@@ -608,6 +616,9 @@ mod tests {
             &["--routing", "x", "--tokens", "40", "--warm-up", "25"],
             &["--policy", "lru"],
             &["--prefetch=pager", "--policy", "belady"],
+            &["--prefetch=pager", "--lookahead", "router:2"],
+            &["--prefetch=pager", "--lookahead", "told:often"],
+            &["--prefetch=pager", "--lookahead", "told:1"],
             &["--prefetch=pager", "--read-depth", "0"],
             &["--prefetch=pager", "--request-size", "8GiB"],
             &["--routing", "x", "--device-curve", "y"],

@@ -517,6 +517,7 @@ impl Bench {
             budget_bytes: None,
             readahead_bytes: None,
             policy: None,
+            lookahead: None,
             replay: false,
             is_reference: false,
         };
@@ -636,6 +637,7 @@ impl Bench {
             check_routing: false,
             cgroup_procs,
             policy: row.policy.clone(),
+            lookahead: row.lookahead.clone(),
             replay: None,
             reads: self.plan.reads.clone(),
         }

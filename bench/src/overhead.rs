@@ -76,6 +76,7 @@ fn own_tokens_per_s(args: &OverheadArgs, timeout: Duration) -> Result<f64> {
         check_routing: false,
         cgroup_procs: None,
         policy: None,
+        lookahead: None,
         replay: None,
         reads: Reads::default(),
     };

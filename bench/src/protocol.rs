@@ -158,6 +158,16 @@ pub(crate) struct PagerCounts {
     /// Time that threads repacked what they waited for, summed over the threads.
     #[serde(default)]
     pub(crate) repack_ns: u64,
+    /// Slices that were read ahead, and those of them that were used.
+    #[serde(default)]
+    pub(crate) n_prefetches: u64,
+    #[serde(default)]
+    pub(crate) n_prefetches_used: u64,
+    /// Picks of routers that were computed in advance, and those of them that were foreseen.
+    #[serde(default)]
+    pub(crate) n_foreseeable: u64,
+    #[serde(default)]
+    pub(crate) n_foreseen: u64,
 }
 
 /// Rows with equal arithmetic must agree on this, as far as both have computed.

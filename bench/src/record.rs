@@ -240,6 +240,7 @@ pub(crate) mod tests {
             budget_bytes: None,
             readahead_bytes: None,
             policy: None,
+            lookahead: None,
             replay: false,
             is_reference: false,
         }

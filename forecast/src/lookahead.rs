@@ -10,6 +10,10 @@ const LAST: f64 = 0.6;
 const LEARNING_RATE: f64 = 0.002;
 const N_FEATURES: usize = 5;
 type Features = [f64; N_FEATURES];
+/// The same, and what a router computed in advance says.
+type RoutedFeatures = [f64; N_FEATURES + 1];
+/// Standard deviations that a router's score may be away from the limit of what it picks.
+const MARGIN_MAX: f64 = 4.0;
 
 /// An expert and the probability that the next layer uses it.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -75,16 +79,21 @@ impl Layer {
 /// layer before. A logistic regression weighs them and learns from every token whether it was right, so the probabilities
 /// are calibrated for the text at hand: of the experts given 0.4, four in ten are used.
 ///
-/// Nothing but picks goes in: no weight is read and no router is computed in advance.
+/// A fifth observation may be the next layer's router, computed in advance from a state that is not quite the one that it will be given
+/// ([`guess_with`](Lookahead::guess_with)). How far it is to be believed is learned, too.
 #[derive(Clone, Debug)]
 pub struct Lookahead {
     layers: Vec<Layer>,
+    n_used: usize,
     regression: Regression<N_FEATURES>,
+    routed: Regression<{ N_FEATURES + 1 }>,
     /// The last layer that was observed and its picks.
     layer: Option<usize>,
     picks: Vec<u32>,
     /// Guesses for the layer after it, which its picks will judge.
     open: Vec<(Guess, Features)>,
+    open_routed: Vec<(Guess, RoutedFeatures)>,
+    sorted: Vec<f32>,
 }
 
 impl Lookahead {
@@ -99,11 +108,16 @@ impl Lookahead {
         });
         Lookahead {
             layers: layers.collect(),
+            n_used,
             // What the shared traces end at, roughly: a start from which few tokens are needed.
             regression: Regression::new([0.2, 0.3, 0.7, 0.6, 0.7], LEARNING_RATE),
+            // A router that is right more often than not, beside half of what picks say.
+            routed: Regression::new([0.0, 0.15, 0.35, 0.3, 0.35, 1.5], LEARNING_RATE),
             layer: None,
             picks: Vec::new(),
             open: Vec::new(),
+            open_routed: Vec::new(),
+            sorted: Vec::new(),
         }
     }
 
@@ -117,10 +131,14 @@ impl Lookahead {
         let follows = self
             .layer
             .is_some_and(|last| (last + 1) % n_layers == layer);
+        let was_used = |guess: &Guess| f64::from(u8::from(picks.contains(&guess.expert)));
         for (guess, features) in self.open.drain(..).filter(|_| follows) {
-            let was_used = f64::from(u8::from(picks.contains(&guess.expert)));
-            self.regression
-                .learn(&features, guess.probability, was_used);
+            let right = was_used(&guess);
+            self.regression.learn(&features, guess.probability, right);
+        }
+        for (guess, features) in self.open_routed.drain(..).filter(|_| follows) {
+            let right = was_used(&guess);
+            self.routed.learn(&features, guess.probability, right);
         }
         let picks_before = if follows { &self.picks[..] } else { &[] };
         self.layers[layer].observe(picks, picks_before);
@@ -136,9 +154,7 @@ impl Lookahead {
 
     /// Probabilities of all experts of the next layer.
     pub fn guess(&mut self, guesses: &mut Vec<Guess>) {
-        guesses.clear();
-        self.open.clear();
-        let Some(layer) = self.next_layer() else {
+        let Some(layer) = self.open(guesses) else {
             return;
         };
         let layer = &self.layers[layer];
@@ -151,6 +167,59 @@ impl Lookahead {
             self.open.push((guess, features));
             guesses.push(guess);
         }
+    }
+
+    /// The same, knowing how the next layer's router would score its experts: it picks those with the highest scores.
+    ///
+    /// # Panics
+    ///
+    /// If there is not a score for each expert of the layer.
+    pub fn guess_with(&mut self, scores: &[f32], guesses: &mut Vec<Guess>) {
+        let Some(layer) = self.open(guesses) else {
+            return;
+        };
+        let (limit, deviation) = self.spread(scores);
+        let layer = &self.layers[layer];
+        assert_eq!(scores.len(), layer.long.len(), "a score for each expert");
+        for (expert, &score) in scores.iter().enumerate() {
+            let margin = (f64::from(score) - limit) / deviation;
+            let margin = match margin.is_nan() {
+                true => 0.0,
+                false => margin.clamp(-MARGIN_MAX, MARGIN_MAX),
+            };
+            let [one, lately, long, more_often, last] = layer.features(expert, &self.picks);
+            let features = [one, lately, long, more_often, last, margin];
+            let guess = Guess {
+                expert: expert as u32,
+                probability: self.routed.probability(&features),
+            };
+            self.open_routed.push((guess, features));
+            guesses.push(guess);
+        }
+    }
+
+    /// Forgets the guesses before, and says which layer the next ones are about.
+    fn open(&mut self, guesses: &mut Vec<Guess>) -> Option<usize> {
+        guesses.clear();
+        self.open.clear();
+        self.open_routed.clear();
+        self.next_layer()
+    }
+
+    /// Between the scores of what is picked and of what is not, and the scores' standard deviation.
+    fn spread(&mut self, scores: &[f32]) -> (f64, f64) {
+        self.sorted.clear();
+        self.sorted.extend_from_slice(scores);
+        self.sorted
+            .sort_unstable_by(|left, right| right.total_cmp(left));
+        let at = |index: usize| self.sorted.get(index).copied().map_or(0.0, f64::from);
+        let limit = (at(self.n_used.saturating_sub(1)) + at(self.n_used)) / 2.0;
+        let n = scores.len().max(1) as f64;
+        let mean = scores.iter().copied().map(f64::from).sum::<f64>() / n;
+        let squares = scores
+            .iter()
+            .map(|&score| (f64::from(score) - mean).powi(2));
+        (limit, (squares.sum::<f64>() / n).sqrt())
     }
 }
 
@@ -220,5 +289,69 @@ mod tests {
             (expected - found).abs() / n < 0.03,
             "{expected} {found} {n}"
         );
+    }
+
+    #[test]
+    fn a_router_is_believed_as_far_as_it_is_right() {
+        let mut state = 5u32;
+        let mut random = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            state >> 24
+        };
+        for is_right in [true, false] {
+            let mut lookahead = Lookahead::new(&[8, 8], 2);
+            let mut guesses = Vec::new();
+            let (mut of_used, mut of_others) = (0.0, 0.0);
+            for index in 0..3000 {
+                let mut next = [[0u32; 2]; 2];
+                for picks in &mut next {
+                    picks[0] = random() % 8;
+                    picks[1] = (picks[0] + 1 + random() % 7) % 8;
+                }
+                for (layer, picks) in next.iter().enumerate() {
+                    lookahead.observe(layer, picks);
+                    let following = next[1];
+                    let mut scores = [0.0f32; 8].map(|_| random() as f32 / 256.0);
+                    if is_right {
+                        following
+                            .iter()
+                            .for_each(|&pick| scores[pick as usize] += 2.0);
+                    }
+                    match layer {
+                        0 => lookahead.guess_with(&scores, &mut guesses),
+                        _ => lookahead.guess(&mut guesses),
+                    }
+                    if layer == 0 && index > 2800 {
+                        for guess in &guesses {
+                            match following.contains(&guess.expert) {
+                                true => of_used += guess.probability / 2.0,
+                                false => of_others += guess.probability / 6.0,
+                            }
+                        }
+                    }
+                }
+            }
+            let (of_used, of_others) = (of_used / 199.0, of_others / 199.0);
+            match is_right {
+                true => assert!(of_used > 0.9 && of_others < 0.1, "{of_used} {of_others}"),
+                // Two of eight, whatever it says.
+                false => assert!((of_used - 0.25).abs() < 0.05, "{of_used} {of_others}"),
+            }
+        }
+    }
+
+    #[test]
+    fn scores_without_a_spread_say_nothing() {
+        let mut lookahead = Lookahead::new(&[4], 2);
+        let mut guesses = Vec::new();
+        lookahead.guess_with(&[0.0; 4], &mut guesses);
+        assert!(guesses.is_empty());
+        lookahead.observe(0, &[1, 2]);
+        for scores in [[1.0f32; 4], [f32::NAN; 4], [f32::INFINITY, 0.0, 1.0, 2.0]] {
+            lookahead.guess_with(&scores, &mut guesses);
+            assert!(
+                guesses.len() == 4 && guesses.iter().all(|guess| guess.probability.is_finite())
+            );
+        }
     }
 }

@@ -120,6 +120,27 @@ pub struct Begin<'a> {
     pub ids: Ids<'a>,
 }
 
+impl Begin<'_> {
+    /// What the operation multiplies its matrices with for the first token: the hidden state that the experts of a layer are given
+    /// (gate and up), or what they have made of it (down). `[ne0]` f32, ne0 being the length of a row of the weight. `None` for other
+    /// operations than `MUL_MAT_ID`, and if it is not f32.
+    pub fn input(&self) -> Option<&[f32]> {
+        let input = self.node.source(1)?;
+        let length = usize::try_from(input.ne()[0]).ok()?;
+        let is_row = self.dim == Dim::Matrices
+            && input.ggml_type() == gguf::GgmlType::F32
+            && input.nb()[0] == size_of::<f32>()
+            && !input.ne().contains(&0)
+            && input.data().cast::<f32>().is_aligned();
+        if !is_row || input.data().is_null() {
+            return None;
+        }
+        // SAFETY: only `on_begin` makes a `Begin`, since `Ids` has no other maker. Thread 0 is in it, so all sources of the operation
+        // are computed, and nothing writes to them before the operation ends. The first row has `length` contiguous f32.
+        Some(unsafe { std::slice::from_raw_parts(input.data().cast(), length) })
+    }
+}
+
 /// Provides the bytes of weights that are loaded on demand.
 ///
 /// For every operation that reads such a weight, ggml calls

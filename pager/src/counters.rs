@@ -18,6 +18,8 @@ pub struct Counters {
     n_prefetches_used: AtomicU64,
     n_cancelled: AtomicU64,
     n_failed: AtomicU64,
+    n_foreseeable: AtomicU64,
+    n_foreseen: AtomicU64,
     repack_ns: AtomicU64,
     stream: Stream,
 }
@@ -64,6 +66,12 @@ pub struct CountersSnapshot {
     pub n_cancelled: u64,
     /// Reads that failed for good.
     pub n_failed: u64,
+    /// Picks of layers whose router was computed in advance, from the state of the layer before.
+    #[serde(default)]
+    pub n_foreseeable: u64,
+    /// Those of them that it had among its best.
+    #[serde(default)]
+    pub n_foreseen: u64,
     /// Time in which threads that needed a slice repacked slices that had arrived, in nanoseconds, summed over the threads.
     #[serde(default)]
     pub repack_ns: u64,
@@ -165,6 +173,8 @@ impl CountersSnapshot {
                 .saturating_sub(earlier.n_prefetches_used),
             n_cancelled: self.n_cancelled.saturating_sub(earlier.n_cancelled),
             n_failed: self.n_failed.saturating_sub(earlier.n_failed),
+            n_foreseeable: self.n_foreseeable.saturating_sub(earlier.n_foreseeable),
+            n_foreseen: self.n_foreseen.saturating_sub(earlier.n_foreseen),
             repack_ns: self.repack_ns.saturating_sub(earlier.repack_ns),
             stream: self.stream.since(&earlier.stream),
         }
@@ -191,6 +201,8 @@ impl Counters {
             n_prefetches_used: zero(),
             n_cancelled: zero(),
             n_failed: zero(),
+            n_foreseeable: zero(),
+            n_foreseen: zero(),
             repack_ns: zero(),
             stream: Stream::default(),
         }
@@ -215,6 +227,14 @@ impl Counters {
         self.layers[layer]
             .stall_ns
             .fetch_add(time_ns, Ordering::Relaxed);
+    }
+
+    /// Time that compute threads have waited for slices, in nanoseconds, summed over the threads.
+    pub(crate) fn stall_ns(&self) -> u64 {
+        let layers = self.layers.iter();
+        layers
+            .map(|layer| layer.stall_ns.load(Ordering::Relaxed))
+            .sum()
     }
 
     /// The numbers now.
@@ -245,6 +265,8 @@ impl Counters {
             n_prefetches_used: get(&self.n_prefetches_used),
             n_cancelled: get(&self.n_cancelled),
             n_failed: get(&self.n_failed),
+            n_foreseeable: get(&self.n_foreseeable),
+            n_foreseen: get(&self.n_foreseen),
             repack_ns: get(&self.repack_ns),
             stream: StreamCounts {
                 n_ready: get(&self.stream.n_ready),
@@ -308,6 +330,12 @@ impl Counters {
 
     pub(crate) fn prefetch_used(&self) {
         add(&self.n_prefetches_used, 1);
+    }
+
+    /// So many picks of a layer are known, and so many of them were among the best of the router that was computed in advance.
+    pub(crate) fn foreseen(&self, n_picks: usize, n_right: usize) {
+        add(&self.n_foreseeable, n_picks as u64);
+        add(&self.n_foreseen, n_right as u64);
     }
 
     pub(crate) fn cancelled(&self) {

@@ -8,6 +8,7 @@ mod arrivals;
 pub mod budget;
 mod counters;
 pub mod engine;
+pub mod lookahead;
 mod paged;
 mod pinned;
 pub mod plan;
@@ -23,6 +24,7 @@ mod weights;
 
 pub use budget::Budget;
 pub use counters::{Counters, CountersSnapshot, LayerCounts, StreamCounts};
+pub use lookahead::{Foresight, Lookahead};
 pub use paged::{PagedModel, Pager, PagerError, PagerOptions};
 pub use plan::{Demand, MemoryPlan, Pages, PlanError};
 pub use policy::{Policy, PolicyName};

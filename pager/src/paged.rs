@@ -17,6 +17,7 @@ use crate::engine::{
     EngineError, EngineReport, Faults, ModelFiles, Preference, ReadError, open_engine,
     open_faulty_engine,
 };
+use crate::lookahead::Lookahead;
 use crate::pinned::Pinned;
 use crate::plan::{Demand, MemoryPlan, Pages, PlanError};
 use crate::policy::{PolicyName, policy_for};
@@ -61,8 +62,8 @@ pub struct PagerOptions {
     pub budget: Budget,
     /// What is evicted.
     pub policy: PolicyName,
-    /// Experts that the next layer uses with at least this probability are read ahead; `None`: none are.
-    pub lookahead: Option<f64>,
+    /// Which experts are read before the router has picked them. Those of the next layer, while the device has nothing else to do.
+    pub lookahead: Lookahead,
     /// Whether a start reads what the last run needed first, in that order, and while it still loads. Contexts of a model that was loaded
     /// without it do without it, too.
     pub replay: Replay,
@@ -323,7 +324,8 @@ impl PagedModel {
             Replay::In(_) => Some(&self.kept),
         };
         let before = Before {
-            ahead: (options.lookahead).map(|min| Ahead::new(&self.slices, min)),
+            ahead: Ahead::new(&self.slices, &options.lookahead),
+            n_embd: self.model.n_embd() as usize,
             program: kept.and_then(|kept| {
                 let pattern = kept.pattern.as_ref()?;
                 let slices = pattern.program().into_iter().map(SliceId).collect();

@@ -70,7 +70,7 @@ struct Case {
     past: Past,
     /// Whether dense weights are planned for, and those that do not fit are streamed.
     streams: bool,
-    lookahead: Option<f64>,
+    lookahead: &'static str,
     policy: PolicyName,
 }
 
@@ -78,7 +78,7 @@ impl fmt::Display for Case {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "budget {:?}, policy {}, lookahead {:?}, replay {:?}, dense on demand {}, {:?}, {:?}",
+            "budget {:?}, policy {}, lookahead {}, replay {:?}, dense on demand {}, {:?}, {:?}",
             self.size,
             self.policy,
             self.lookahead,
@@ -96,9 +96,9 @@ fn cases() -> Vec<(usize, Case)> {
     let policies = ["lfu", "lru", "next-use"].map(|name| name.parse().unwrap());
     let pasts = [Past::Off, Past::First, Past::Known];
     let engines = engines();
-    let lookaheads = [None, Some(0.2)];
+    let lookaheads = ["off", "picks:0.2", "router:0.1"];
     let n_prompts = [1, 21];
-    let n_values = [3, 3, 3, engines.len(), 2, 2, 2, 2, 2, SHAPES.len()];
+    let n_values = [3, 3, 3, engines.len(), 2, 3, 2, 2, 2, SHAPES.len()];
     let case = |values: Vec<usize>| {
         let case = Case {
             size: sizes[values[0]],
@@ -147,7 +147,7 @@ impl Fixture {
     fn options(&self, case: &Case, budget_bytes: u64) -> PagerOptions {
         PagerOptions {
             policy: case.policy,
-            lookahead: case.lookahead,
+            lookahead: case.lookahead.parse().unwrap(),
             dense_on_demand: case.streams,
             ..decode::options(budget_bytes, case.engine)
         }
@@ -310,7 +310,7 @@ fn dense_cases() -> [Case; 4] {
         engine: EngineChoice::Auto,
         past: Past::Off,
         streams: true,
-        lookahead: None,
+        lookahead: "off",
         policy: PolicyName::default(),
     };
     let repacked = Arithmetic {

@@ -4,7 +4,7 @@ use std::fmt;
 
 use clap::Args;
 use llama_rs::Prefetch;
-use pager::{Budget, PagerOptions, PolicyName, Replay};
+use pager::{Budget, Lookahead, PagerOptions, PolicyName, Replay};
 
 use super::Switch;
 use crate::exit::BadInput;
@@ -58,7 +58,7 @@ pub(super) fn modes() -> impl clap::builder::TypedValueParser<Value = Loading> {
 }
 
 /// What `--prefetch pager` takes.
-#[derive(Clone, Copy, Debug, Args)]
+#[derive(Clone, Debug, Args)]
 #[group(skip)]
 pub(crate) struct PagerArgs {
     /// With --prefetch pager: all memory that the process may use, such as 7GiB or 7000MB; 50% is a share of the model's size;
@@ -69,6 +69,12 @@ pub(crate) struct PagerArgs {
     /// With --prefetch pager: which expert gives way to another one: lru, lfu, lfu-decay:0.95, lfu-mix or next-use [default: next-use].
     #[arg(long, value_name = "NAME", help_heading = "Loading")]
     policy: Option<PolicyName>,
+
+    /// With --prefetch pager: which experts of the next layer are read while this one is computed: off, or those that it needs with a
+    /// probability of at least P, told from the router's picks so far (picks:P) and from its router, computed in advance
+    /// (router:P) [default: off].
+    #[arg(long, value_name = "NAME", help_heading = "Loading")]
+    lookahead: Option<Lookahead>,
 
     /// With --prefetch pager: whether what a run read first is kept in the cache folder, a few KiB for a model, and read in that order at the
     /// next start, while the model still loads [default: on].
@@ -83,6 +89,7 @@ impl PagerArgs {
             let budget = self.budget.unwrap_or_default();
             return Ok(Some(PagerOptions {
                 policy: self.policy.unwrap_or_default(),
+                lookahead: self.lookahead.clone().unwrap_or_default(),
                 replay: match self.replay {
                     None | Some(Switch::On) => Replay::in_cache(),
                     Some(Switch::Off) => Replay::Off,
@@ -90,11 +97,14 @@ impl PagerArgs {
                 ..PagerOptions::with_budget(budget)
             }));
         }
-        let given = match (self.budget, self.policy, self.replay) {
-            (Some(_), ..) => "--budget",
-            (_, Some(_), _) => "--policy",
-            (.., Some(_)) => "--replay",
-            (None, None, None) => return Ok(None),
+        let given = [
+            ("--budget", self.budget.is_some()),
+            ("--policy", self.policy.is_some()),
+            ("--lookahead", self.lookahead.is_some()),
+            ("--replay", self.replay.is_some()),
+        ];
+        let Some((given, _)) = given.iter().find(|(_, is_given)| *is_given) else {
+            return Ok(None);
         };
         Err(BadInput(format!(
             "{given} is for --prefetch pager, and this is --prefetch {loading}, which leaves it to the kernel what stays in memory: \

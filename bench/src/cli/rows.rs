@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use pager::PolicyName;
 
 use super::{Switch, positive_seconds};
 use crate::size::{Budget, parse_size};
-use crate::spec::{ReadEngine, Reads, Reference};
+use crate::spec::{ReadEngine, Reads, Reference, TOLD};
 
 /// Conditions of references and baselines.
 #[derive(Debug, Args)]
@@ -43,9 +43,11 @@ pub(crate) struct PagerArgs {
     /// The pager's largest request; larger reads are split [default: the pager's]
     #[arg(long, value_name = "SIZE", value_parser = request_size)]
     request_size: Option<u32>,
-    /// The pager reads experts ahead that the next layer uses with at least this probability [default: none]
-    #[arg(long, value_name = "PROBABILITY", value_parser = probability)]
-    lookahead: Option<f64>,
+    /// Which experts of the next layer the pager reads ahead: off, picks:P or router:P (those that it uses with a probability of at least
+    /// P, told from the picks so far, or from its router, too), told:P (those of the routing trace, each of them right with the
+    /// probability P, to see what such guesses would bring); a list multiplies its rows [default: off]
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', value_parser = lookahead)]
+    pub(super) lookahead: Vec<String>,
     /// Whether the pager reads what an earlier run needed, in its order, while the model loads; a list multiplies its rows. Before the first
     /// row with it a run that is not measured is recorded
     #[arg(long, value_name = "on|off", value_delimiter = ',')]
@@ -61,7 +63,6 @@ impl PagerArgs {
             engine: self.reads,
             depth: self.read_depth,
             request_bytes: self.request_size,
-            lookahead: self.lookahead,
         }
     }
 
@@ -75,15 +76,25 @@ impl PagerArgs {
 
     /// Whether anything was given.
     pub(super) fn is_used(&self) -> bool {
-        !self.policy.is_empty() || !self.replay.is_empty() || self.reads() != Reads::default()
+        !self.policy.is_empty()
+            || !self.lookahead.is_empty()
+            || !self.replay.is_empty()
+            || self.reads() != Reads::default()
     }
 }
 
-fn probability(text: &str) -> Result<f64> {
-    match text.parse::<f64>() {
-        Ok(number) if (0.0..=1.0).contains(&number) => Ok(number),
-        _ => bail!("`{text}` is not a number from 0 to 1"),
+fn lookahead(text: &str) -> Result<String> {
+    match text.strip_prefix(TOLD) {
+        Some(probability) => match probability.parse::<f64>() {
+            Ok(number) if (0.0..=1.0).contains(&number) => {}
+            _ => bail!("`{probability}` is not a number from 0 to 1"),
+        },
+        None => {
+            text.parse::<pager::Lookahead>()
+                .with_context(|| format!("and not {TOLD}P either"))?;
+        }
     }
+    Ok(text.to_owned())
 }
 
 fn request_size(text: &str) -> Result<u32> {

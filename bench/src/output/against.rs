@@ -211,6 +211,61 @@ pub(super) fn pager(report: &Report) -> Option<Table> {
     }))
 }
 
+/// What was read ahead by a guess, and how good the guesses were; `None` without such rows.
+pub(super) fn ahead(report: &Report) -> Option<Table> {
+    let reads_ahead = |result: &RowResult| {
+        let name = result.row.lookahead.as_deref();
+        has_pager(result) && name.is_some_and(|name| name != "off")
+    };
+    if !report.rows.iter().any(reads_ahead) {
+        return None;
+    }
+    let names = [
+        "slices read ahead / token",
+        "of these used",
+        "of the misses",
+        "given up unused / token",
+        "picks foreseen by the router",
+    ];
+    Some(by_row(report, &names, |_, result| {
+        if !reads_ahead(result) {
+            return vec![String::new(); names.len()];
+        }
+        let cell = |value: &dyn Fn(&RunRecord) -> Option<f64>, text: &dyn Fn(f64) -> String| {
+            let summary = result.summary_of_runs(value);
+            summary.map_or("-".to_owned(), |summary| text(summary.median))
+        };
+        let percent = |part: fn(&PagerCounts) -> u64, all: fn(&PagerCounts) -> u64| {
+            let share = move |run: &RunRecord| {
+                let counted = &facts(run)?.counted;
+                let all = all(counted);
+                (all > 0).then(|| 100.0 * part(counted) as f64 / all as f64)
+            };
+            cell(&share, &|value| format!("{value:.1} %"))
+        };
+        vec![
+            cell(&per_token(|counted| counted.n_prefetches), &|n| {
+                format!("{n:.1}")
+            }),
+            percent(
+                |counted| counted.n_prefetches_used,
+                |counted| counted.n_prefetches,
+            ),
+            percent(
+                |counted| counted.n_prefetches_used,
+                |counted| counted.n_prefetches_used + counted.n_misses,
+            ),
+            cell(&per_token(|counted| counted.wasted_bytes), &|bytes| {
+                format_bytes(bytes.round() as u64)
+            }),
+            percent(
+                |counted| counted.n_foreseen,
+                |counted| counted.n_foreseeable,
+            ),
+        ]
+    }))
+}
+
 /// What a token's time is spent on in rows with a pager; `None` without such rows, and where the step in memory is not known.
 pub(super) fn time_of_a_token(report: &Report) -> Option<Table> {
     if !report.rows.iter().any(has_pager) {
@@ -308,6 +363,10 @@ pub(crate) mod tests {
                     wasted_bytes: 0,
                     stall_ns: 4_000_000,
                     repack_ns: 800_000,
+                    n_prefetches: 8,
+                    n_prefetches_used: 6,
+                    n_foreseeable: 40,
+                    n_foreseen: 30,
                 },
             });
         }
@@ -326,6 +385,20 @@ pub(crate) mod tests {
         let expected = "7 of 20 (700 B) | 75.0 % | 101 B | 100 B | +1.0 % | 2.000 | 0.5 | 99.0 % | 600 B | 800 B |";
         assert!(text.contains(expected), "{text}");
         assert!(pager(&report()).is_none());
+    }
+
+    #[test]
+    fn what_was_read_ahead() {
+        let mut report = paged();
+        assert!(ahead(&report).is_none());
+        report.rows[1].row.lookahead = Some("off".into());
+        assert!(ahead(&report).is_none());
+        report.rows[1].row.lookahead = Some("router:0.3".into());
+        let text = words(&ahead(&report).unwrap());
+        assert!(
+            text.contains("| 2.0 | 75.0 % | 60.0 % | 0 B | 75.0 % |"),
+            "{text}"
+        );
     }
 
     #[test]

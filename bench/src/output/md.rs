@@ -28,6 +28,7 @@ pub(crate) fn tables(report: &Report) -> Vec<(&'static str, Table)> {
     let mut add = |name, table: Option<Table>| tables.extend(table.map(|table| (name, table)));
     add("Against references", against::references(report));
     add("Pager", against::pager(report));
+    add("Read ahead", against::ahead(report));
     add("Time of a token", against::time_of_a_token(report));
     if report.setup.n_gen > 0 {
         tables.push(("Single tokens", steps(report)));
@@ -245,6 +246,10 @@ fn conditions(report: &Report) -> Vec<(&'static str, Vec<String>)> {
             }),
         ),
         ("policy", of(&|row| row.policy.clone().unwrap_or_default())),
+        (
+            "lookahead",
+            of(&|row| row.lookahead.clone().unwrap_or_default()),
+        ),
         ("replay", of(&|row| on_off(row.replay).to_string())),
         (
             "budget",

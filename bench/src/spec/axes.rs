@@ -14,6 +14,8 @@ pub(crate) struct Axes {
     pub(crate) modes: Vec<Mode>,
     /// Of the pager; none: its default.
     pub(crate) policies: Vec<String>,
+    /// Of the pager: what it reads ahead; none: its default.
+    pub(crate) lookaheads: Vec<String>,
     /// Of the pager: whether it replays.
     pub(crate) replays: Vec<bool>,
     pub(crate) caches: Vec<CacheState>,
@@ -33,6 +35,7 @@ struct Kind {
     mode: Mode,
     repack: bool,
     policy: Option<String>,
+    lookahead: Option<String>,
     replay: bool,
 }
 
@@ -89,6 +92,7 @@ impl Axes {
                 mode: Mode::Eager,
                 repack: reference.repack,
                 policy: None,
+                lookahead: None,
                 replay: false,
             };
             let mut row = self.row(&kind, self.caches[0], None, None);
@@ -121,6 +125,7 @@ impl Axes {
             budget_bytes,
             readahead_bytes,
             policy: kind.policy.clone(),
+            lookahead: kind.lookahead.clone(),
             replay: kind.replay,
             is_reference: false,
         }
@@ -138,6 +143,7 @@ impl Axes {
             mode: Mode::Eager,
             repack,
             policy: None,
+            lookahead: None,
             replay: false,
         };
         let stock = self.stock.iter().flat_map(|load_mode| {
@@ -151,28 +157,27 @@ impl Axes {
 
     /// Our own modes.
     fn own(&self) -> Vec<Kind> {
-        let paged = |mode, repack, policy, replay| Kind {
+        let paged = |mode, repack, policy, lookahead, replay| Kind {
             engine: Engine::Faultline,
             mode,
             repack,
             policy,
+            lookahead,
             replay,
         };
         let mut kinds = Vec::new();
         let mut add = |mode, repack| match mode {
             Mode::Pager => {
-                let given = self.policies.iter().cloned().map(Some);
-                let policies = match self.policies.is_empty() {
-                    true => vec![None],
-                    false => given.collect(),
-                };
-                for policy in policies {
-                    let replays = self.replays.iter();
-                    let of = |&replay| paged(mode, repack, policy.clone(), replay);
-                    kinds.extend(replays.map(of));
+                for policy in or_default(&self.policies) {
+                    for lookahead in or_default(&self.lookaheads) {
+                        let of = |&replay| {
+                            paged(mode, repack, policy.clone(), lookahead.clone(), replay)
+                        };
+                        kinds.extend(self.replays.iter().map(of));
+                    }
                 }
             }
-            _ => kinds.push(paged(mode, repack, None, false)),
+            _ => kinds.push(paged(mode, repack, None, None, false)),
         };
         for mode in &self.modes {
             let is_on =
@@ -187,6 +192,14 @@ impl Axes {
             }
         }
         kinds
+    }
+}
+
+/// What was given, or the pager's default.
+fn or_default(names: &[String]) -> Vec<Option<String>> {
+    match names.is_empty() {
+        true => vec![None],
+        false => names.iter().cloned().map(Some).collect(),
     }
 }
 
@@ -210,6 +223,7 @@ mod tests {
         Axes {
             references: Vec::new(),
             policies: Vec::new(),
+            lookaheads: Vec::new(),
             replays: vec![false],
             baseline_budgets: None,
             baseline_readaheads: None,

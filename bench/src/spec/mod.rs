@@ -14,6 +14,9 @@ pub(crate) use axes::{Axes, Repack};
 pub(crate) use row::Row;
 pub(crate) use worker::{ReadEngine, Reads, Routing, TokenSource, Window, WorkerSpec};
 
+/// Begin of the names of lookaheads that the routing trace tells; the probability of a right guess follows.
+pub(crate) const TOLD: &str = "told:";
+
 /// What happens to a weight when the model is loaded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -24,6 +24,9 @@ pub(crate) struct Row {
     /// What the pager evicts, by name; `None`: its default, or no pager.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) policy: Option<String>,
+    /// What the pager reads ahead, by name; `None`: its default, or no pager.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) lookahead: Option<String>,
     /// Whether the pager reads what an earlier run needed before it is asked for.
     #[serde(default, skip_serializing_if = "is_false")]
     pub(crate) replay: bool,
@@ -91,6 +94,9 @@ impl Row {
         }
         if let Some(policy) = &self.policy {
             label.push_str(&format!(" {policy}"));
+        }
+        if let Some(lookahead) = &self.lookahead {
+            label.push_str(&format!(" ahead {lookahead}"));
         }
         if self.replay {
             label.push_str(" replay");

@@ -37,6 +37,8 @@ pub(crate) struct WorkerSpec {
     pub(crate) cgroup_procs: Option<PathBuf>,
     /// What the pager evicts, by name; `None`: its default.
     pub(crate) policy: Option<String>,
+    /// What the pager reads ahead, by name: the pager's, or `told:P`; `None`: its default.
+    pub(crate) lookahead: Option<String>,
     /// Where the pager finds what an earlier run needed, and keeps what this one does; `None`: it does neither.
     pub(crate) replay: Option<PathBuf>,
     pub(crate) reads: Reads,
@@ -50,8 +52,6 @@ pub(crate) struct Reads {
     pub(crate) depth: Option<u16>,
     /// Larger reads are split.
     pub(crate) request_bytes: Option<u32>,
-    /// Experts that the next layer uses with at least this probability are read ahead.
-    pub(crate) lookahead: Option<f64>,
 }
 
 /// Which engine reads for the pager.

@@ -28,7 +28,7 @@ use crate::residency::ModelMap;
 use crate::spec::{FlashAttn, Mode, Routing, TokenSource, WorkerSpec};
 pub(crate) use decode::PROMPT;
 use marks::Marks;
-use replay::{Checker, Own, Replay};
+use replay::{Checker, Choices, Own, Replay};
 
 /// Runs the worker; errors go to the parent as an event.
 pub(crate) fn main(spec_json: &str) -> ExitCode {
@@ -58,8 +58,9 @@ fn run(spec: &WorkerSpec, marks: &mut Marks) -> Result<()> {
     marks.send(Point::Start)?;
 
     let backend = Backend::init();
+    let choices = replay::choices(spec.routing.as_ref())?;
     let begin_ns = monotonic_ns();
-    let weights = Weights::load(&backend, spec)?;
+    let weights = Weights::load(&backend, spec, choices.as_ref())?;
     let model = weights.model();
     let mut load_ns = monotonic_ns() - begin_ns;
     marks.send(Point::Loaded)?;
@@ -72,7 +73,6 @@ fn run(spec: &WorkerSpec, marks: &mut Marks) -> Result<()> {
     let resident_after_load = resident_after_load.context("cannot ask which pages are resident")?;
 
     let params = context_params(spec);
-    let choices = replay::choices(spec.routing.as_ref())?;
     let mut context = match (&spec.routing, &choices) {
         (_, Some(choices)) => {
             Context::with_router(model, &params, Replay::new(Arc::clone(choices)))?
@@ -151,12 +151,16 @@ enum Weights {
 }
 
 impl Weights {
-    fn load(backend: &Backend, spec: &WorkerSpec) -> Result<Weights> {
+    fn load(
+        backend: &Backend,
+        spec: &WorkerSpec,
+        choices: Option<&Arc<Choices>>,
+    ) -> Result<Weights> {
         if spec.mode != Mode::Pager {
             let model = Model::load(backend, &spec.model, &model_params(spec))?;
             return Ok(Weights::Plain(Box::new(model)));
         }
-        let options = paging::options(spec)?;
+        let options = paging::options(spec, choices)?;
         let paged = PagedModel::load(backend, &spec.model, &model_params(spec), options)?;
         Ok(Weights::Paged(Box::new(paged)))
     }

@@ -1,12 +1,16 @@
 //! The pager of a run: what it is told, and what it counted.
 
+use std::sync::Arc;
+
 use anyhow::{Context as _, Result};
 use llama_rs::Model;
 use pager::engine::{EngineChoice, Preference};
-use pager::{Budget, CountersSnapshot, Pager, PagerOptions, PolicyName, Replay, Slices};
+use pager::{Budget, CountersSnapshot, Lookahead, Pager, PagerOptions, PolicyName, Replay, Slices};
 
 use crate::protocol::{PagedTensor, PagerCounts, PagerFacts};
-use crate::spec::{ReadEngine, WorkerSpec};
+use crate::spec::{ReadEngine, TOLD, WorkerSpec};
+
+use super::replay::{Choices, Foretold};
 
 /// What is evicted.
 fn policy(spec: &WorkerSpec) -> Result<PolicyName> {
@@ -16,7 +20,20 @@ fn policy(spec: &WorkerSpec) -> Result<PolicyName> {
     }
 }
 
-pub(super) fn options(spec: &WorkerSpec) -> Result<PagerOptions> {
+/// What is read ahead.
+fn lookahead(spec: &WorkerSpec, choices: Option<&Arc<Choices>>) -> Result<Lookahead> {
+    let Some(name) = &spec.lookahead else {
+        return Ok(Lookahead::default());
+    };
+    let Some(probability) = name.strip_prefix(TOLD) else {
+        return Ok(name.parse()?);
+    };
+    let choices = choices.context("a lookahead that is told needs a routing trace")?;
+    let foretold = Foretold::new(Arc::clone(choices), probability.parse()?);
+    Ok(Lookahead::Told(Arc::new(foretold)))
+}
+
+pub(super) fn options(spec: &WorkerSpec, choices: Option<&Arc<Choices>>) -> Result<PagerOptions> {
     let default = Preference::default();
     let reads = &spec.reads;
     Ok(PagerOptions {
@@ -32,7 +49,7 @@ pub(super) fn options(spec: &WorkerSpec) -> Result<PagerOptions> {
             request_bytes_max: reads.request_bytes.unwrap_or(default.request_bytes_max),
             ..default
         },
-        lookahead: reads.lookahead,
+        lookahead: lookahead(spec, choices)?,
         replay: spec.replay.clone().map_or(Replay::Off, Replay::In),
         ..PagerOptions::default()
     })
@@ -85,5 +102,9 @@ fn counts(counters: &CountersSnapshot) -> PagerCounts {
         wasted_bytes: counters.wasted_bytes,
         stall_ns: total.stall_ns + counters.stream.stall_ns,
         repack_ns: counters.repack_ns,
+        n_prefetches: counters.n_prefetches,
+        n_prefetches_used: counters.n_prefetches_used,
+        n_foreseeable: counters.n_foreseeable,
+        n_foreseen: counters.n_foreseen,
     }
 }

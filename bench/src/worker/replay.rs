@@ -2,9 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use llama_rs::{AccessReader, Model, NodeObserver, Pending, Pick, Router, Step, TensorKey, Which};
+
+use pager::Foresight;
+use rand::rngs::StdRng;
+use rand::{RngExt as _, SeedableRng as _};
 
 use crate::spec::{Routing, Window};
 
@@ -15,6 +20,8 @@ pub(super) struct Choices {
     experts: Vec<u8>,
     layers: Vec<u32>,
     n_used: usize,
+    /// The token that is computed, counted from the start of the run.
+    token: AtomicUsize,
 }
 
 impl Choices {
@@ -32,6 +39,7 @@ impl Choices {
             experts,
             layers: window.layers.clone(),
             n_used: window.n_used,
+            token: AtomicUsize::new(0),
         })
     }
 
@@ -60,6 +68,7 @@ impl Replay {
 impl Router for Replay {
     fn route(&mut self, pick: Pick, experts: &mut [u32]) {
         let token = self.done + pick.token;
+        self.choices.token.store(token, Ordering::Relaxed);
         let chosen = self
             .choices
             .of(token, pick.layer)
@@ -79,6 +88,45 @@ impl Router for Replay {
 
     fn step_end(&mut self, step: &Step<'_>, _: bool) {
         self.done += step.n_tokens();
+    }
+}
+
+/// Knows the choices in advance, as well as it is told to: each expert that a layer will use is named with a certain probability, and
+/// another one instead of it otherwise.
+#[derive(Debug)]
+pub(super) struct Foretold {
+    choices: Arc<Choices>,
+    probability: f64,
+    n_experts: u32,
+}
+
+impl Foretold {
+    pub(super) fn new(choices: Arc<Choices>, probability: f64) -> Foretold {
+        Foretold {
+            n_experts: choices
+                .experts
+                .iter()
+                .max()
+                .map_or(1, |&most| u32::from(most) + 1),
+            choices,
+            probability,
+        }
+    }
+}
+
+impl Foresight for Foretold {
+    fn experts(&self, layer: u32, is_next_token: bool, experts: &mut Vec<u32>) {
+        let token = self.choices.token.load(Ordering::Relaxed) + usize::from(is_next_token);
+        let chosen = self.choices.of(token, layer).unwrap_or_default();
+        let mut random = StdRng::seed_from_u64(((token as u64) << 16) | u64::from(layer));
+        experts.extend(
+            chosen
+                .iter()
+                .map(|&expert| match random.random_bool(self.probability) {
+                    true => u32::from(expert),
+                    false => random.random_range(0..self.n_experts),
+                }),
+        );
     }
 }
 
@@ -207,6 +255,11 @@ mod tests {
         assert_eq!(choices.of(0, 1), Some(&[0, 1][..]));
         assert_eq!(choices.of(1, 2), Some(&[6, 7][..]));
         assert_eq!((choices.of(2, 1), choices.of(0, 0)), (None, None));
+        let window_choices = Arc::new(choices);
+        let mut told = Vec::new();
+        Foretold::new(Arc::clone(&window_choices), 1.0).experts(2, false, &mut told);
+        Foretold::new(Arc::clone(&window_choices), 1.0).experts(1, true, &mut told);
+        assert_eq!(told, [2, 3, 4, 5]);
         window.n_used = 3;
         assert!(Choices::read(&window).is_err());
         assert_eq!(
@@ -237,6 +290,7 @@ mod tests {
             experts: all_the_first.collect(),
             layers,
             n_used,
+            token: AtomicUsize::new(0),
         });
         let check = |replayed: bool| {
             let params = llama_rs::ContextParams::default();

@@ -47,6 +47,11 @@ impl Dense {
             arrivals,
         }
     }
+
+    /// Whether all dense weights that are not read on demand have arrived.
+    pub(super) fn is_complete(&self) -> bool {
+        self.arrivals.is_complete()
+    }
 }
 
 impl Provider {

@@ -104,6 +104,7 @@ impl Provider {
                 },
             });
             state.n_steps = state.n_steps.saturating_add(1);
+            self.begin_ahead(state);
             if let Some(recorder) = &mut state.recorder {
                 recorder.begin_step(access.node.n_tokens().max(1) as u32);
             }
@@ -141,7 +142,7 @@ impl Provider {
                     .sort_by_key(|fetch| slices.slice(fetch.slice).sparse_tensor);
                 self.submit(state, Class::Demand);
                 if access.node.n_tokens() == 1 {
-                    self.read_ahead(state, layer, &access.ids);
+                    self.look_ahead(state, index, access);
                 }
             }
             Err(full) => self.fail(full.to_string()),
@@ -155,6 +156,7 @@ impl Provider {
         }
         let id = SliceId(stack.first.0 + expert);
         self.look_at_device();
+        self.guess_ahead();
         if let Some(address) = self.slot_address(id) {
             return Some(address);
         }

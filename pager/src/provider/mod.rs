@@ -7,6 +7,7 @@ mod experts;
 mod matrices;
 mod packing;
 mod replay;
+mod routers;
 mod rows;
 
 use std::collections::HashMap;
@@ -36,6 +37,7 @@ use experts::Slots;
 use matrices::{MATRIX, Matrices, Streaming};
 use packing::Jobs;
 pub(crate) use replay::{Program, Pump};
+use routers::Routers;
 use rows::{ROW, ROW_READY, Rows};
 
 const PAGE_BYTES: u64 = 4096;
@@ -72,6 +74,8 @@ pub(crate) struct Provider {
     /// How slices are repacked, by index of their tensor among the sparse ones.
     packings: Vec<Option<Packing>>,
     jobs: Jobs,
+    /// Routers that are computed before their layer, if they are asked what to read ahead.
+    routers: Option<Routers>,
     rows: Option<Rows>,
     /// Reads that have not ended, for those who do not hold the lock.
     n_in_flight: AtomicUsize,
@@ -102,6 +106,8 @@ pub(crate) struct Loaded {
 pub(crate) struct Before {
     /// Experts of the next layer.
     pub(crate) ahead: Option<Ahead>,
+    /// Numbers of a token's hidden state.
+    pub(crate) n_embd: usize,
     /// What the last run needed.
     pub(crate) program: Option<Program>,
     /// Notes that for the next run.
@@ -220,7 +226,9 @@ impl Provider {
         // What a request may need at once, but not all that there is.
         let needed = plan.slots.iter().map(|class| class.n_slots_min).max();
         let n_spare = needed.unwrap_or(0).min(n_slots_min.unwrap_or(0) / 4);
+        let ahead = before.ahead.as_ref();
         Ok(Provider {
+            routers: ahead.and_then(|ahead| ahead.routers(&weights, before.n_embd)),
             dense: Dense::new(&slices, arrivals, packing_of),
             classes: plan.slots.iter().map(class).collect(),
             n_spare: n_spare as usize,
@@ -322,6 +330,7 @@ impl Provider {
             self.submit(state, Class::Demand);
         }
         self.stream(state);
+        self.read_guessed(state);
         self.go_on(state);
         self.n_in_flight
             .store(state.engine.in_flight(), Ordering::Relaxed);
