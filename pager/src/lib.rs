@@ -8,6 +8,7 @@ mod arrivals;
 pub mod budget;
 mod counters;
 pub mod engine;
+mod heap;
 mod paged;
 mod pinned;
 pub mod plan;
