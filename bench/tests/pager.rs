@@ -5,7 +5,7 @@ mod support;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
-use support::{bench, folder, rows, stderr, tiny};
+use support::{assert_refused, bench, folder, rows, stderr, tiny};
 
 /// Layers, experts and used ones of tiny-gpt-oss.
 const SHAPE: [usize; 3] = [3, 8, 2];
@@ -152,6 +152,89 @@ fn what_the_pager_reads_is_counted_and_predicted() {
         summary.contains("missed / token") && summary.contains("pager: reads: 2 threads"),
         "{summary}"
     );
+}
+
+/// The vocabulary takes more than a plan's margin has: it is there when the plan is made, and a memory group holds the budget.
+#[test]
+fn a_group_holds_the_smallest_budget_that_is_named() {
+    let folder = folder();
+    let model = folder.path().join("vast.gguf");
+    let made = bench(folder.path())
+        .args([
+            "make-model",
+            "-q",
+            "--hollow",
+            "--shape",
+            "tiny-gpt-oss-vast",
+            "-o",
+        ])
+        .arg(&model)
+        .output()
+        .unwrap();
+    assert!(made.status.success(), "{}", stderr(&made));
+    let run = |budget: &str| {
+        bench(folder.path())
+            .args([
+                "--prefetch=pager",
+                "-r",
+                "1",
+                "-p",
+                "4",
+                "-n",
+                "2",
+                "--ubatch-size",
+                "4",
+            ])
+            .args([
+                "--limit-by",
+                "cgroup",
+                "--repack",
+                "pager",
+                "-o",
+                "json",
+                "--budget",
+                budget,
+                "--model",
+            ])
+            .arg(&model)
+            .output()
+            .unwrap()
+    };
+    let named = |message: &str| {
+        let (_, rest) = message
+            .split_once("--budget ")
+            .unwrap_or_else(|| panic!("{message}"));
+        rest.split_once("MiB").unwrap().0.to_owned() + "MiB"
+    };
+    let refused = run("16MiB");
+    // What loading takes, and then what the context takes as well.
+    assert_refused(&refused, &["loading the model alone takes", "--budget"]);
+    let refused = run(&named(&stderr(&refused)));
+    assert_refused(
+        &refused,
+        &["the smallest that works here is", "slots for experts"],
+    );
+    let budget = named(&stderr(&refused));
+    for _ in 0..2 {
+        let output = run(&budget);
+        let said = stderr(&output) + &String::from_utf8_lossy(&output.stdout);
+        if said.contains("no memory group can be made") || said.contains("no memory controller") {
+            return eprintln!("skipped: no memory group can be made here");
+        }
+        assert_eq!(
+            output.status.code(),
+            Some(0),
+            "{budget}: {}",
+            stderr(&output)
+        );
+        let rows = rows(&output);
+        let row = rows.iter().find(|row| row["n_gen"] != 0).unwrap();
+        assert_eq!(row["status"], "ok", "{budget}: {row}");
+        assert!(
+            number(row, "rss_anon_peak_bytes") <= number(row, "budget_bytes"),
+            "{row}"
+        );
+    }
 }
 
 #[test]

@@ -8,6 +8,7 @@ mod arrivals;
 pub mod budget;
 mod counters;
 pub mod engine;
+mod heap;
 pub mod lookahead;
 mod paged;
 mod pinned;

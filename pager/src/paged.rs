@@ -17,12 +17,14 @@ use crate::engine::{
     EngineError, EngineReport, Faults, ModelFiles, Preference, ReadError, open_engine,
     open_faulty_engine,
 };
+use crate::heap;
 use crate::lookahead::Lookahead;
 use crate::pinned::Pinned;
 use crate::plan::{Demand, MemoryPlan, Pages, PlanError};
 use crate::policy::{PolicyName, policy_for};
 use crate::pool::{Census, Pool};
 use crate::provider::{Ahead, Before, Loaded, Program, Provider, Pump};
+use crate::region;
 use crate::replay::{Kept, Recorder, Replay, ReplayReport};
 use crate::slices::{DenseTensor, SliceId, Slices, TooManySlices};
 use crate::weights::{Reading, WeightMemory};
@@ -33,6 +35,17 @@ pub enum PagerError {
     /// The budget does not do.
     #[error(transparent)]
     Plan(#[from] PlanError),
+    /// The budget does not even do for loading the model, so that nobody can say what a context would take.
+    #[error(
+        "a budget of {:.1} MiB is too small: loading the model alone takes {:.1} MiB; the smallest that works is told from --budget {}MiB on",
+        mib(*budget_bytes), mib(*needed_bytes), needed_bytes.div_ceil(1 << 20)
+    )]
+    Loading {
+        /// The budget.
+        budget_bytes: u64,
+        /// What the process takes until the model is loaded: itself, the heap, and weights that are always in memory.
+        needed_bytes: u64,
+    },
     /// The files cannot be read in the pager's way.
     #[error(transparent)]
     Engine(#[from] EngineError),
@@ -55,6 +68,16 @@ pub enum PagerError {
     },
 }
 
+fn mib(size_bytes: u64) -> f64 {
+    size_bytes as f64 / f64::from(1 << 20)
+}
+
+/// By how much two processes that do the same differ in what they hold. A smallest budget that is named has so much more.
+const JITTER_BYTES: u64 = 2 << 20;
+
+/// The margin's heap has so much for the work buffer of the CPU, which is larger for more threads.
+const WORK_BYTES_IN_MARGIN: u64 = 8 << 20;
+
 /// How a model is paged.
 #[derive(Clone, Debug, Default)]
 pub struct PagerOptions {
@@ -69,11 +92,13 @@ pub struct PagerOptions {
     pub replay: Replay,
     /// How it is read.
     pub reads: Preference,
-    /// Memory of the process that is not for this model and counts in the budget. `None`: the anonymous memory that it has
-    /// when the model is loaded.
+    /// Memory of the process that is not for this model and counts in the budget; what loading adds to the heap is told from the
+    /// model's metadata then. `None`: the anonymous memory that the process has when a context is attached, other models and
+    /// contexts included.
     pub process_bytes: Option<u64>,
     /// Whether dense matrices are read when a context is attached, so that its plan decides how many of them stay in memory.
-    /// So it is in any case for a model without experts, and where the dense weights are larger than the budget.
+    /// So it is in any case for a model without experts, and where the budget may turn out too small for all of them: where it does
+    /// not do for the dense weights, half as much again for a context, and the fewest slots.
     pub dense_on_demand: bool,
 }
 
@@ -99,7 +124,7 @@ impl PagerOptions {
 }
 
 /// A model whose dense weights are in memory and whose experts are read into slots. Of a model without experts, or one whose
-/// dense weights are larger than the budget, as many matrices are in memory as fit, and the others are read for each token.
+/// dense weights exceed the budget, as many matrices are in memory as fit, and the others are read for each token.
 ///
 /// ```no_run
 /// use llama_rs::{Backend, ContextParams, ModelParams};
@@ -121,8 +146,15 @@ pub struct PagedModel {
     slices: Slices,
     options: PagerOptions,
     budget_bytes: u64,
-    /// What of the budget is not for the model.
-    process_bytes: u64,
+    /// What of the budget is not for the model, if that is not to be measured.
+    process_bytes: Option<u64>,
+    /// What loading takes of the heap.
+    loading_bytes: u64,
+    /// What the process takes until the model is loaded.
+    needed_bytes: u64,
+    /// From this budget on the dense weights are read while the model is loaded, so that none of them can be streamed; `None` if that is
+    /// never so.
+    at_once_from_bytes: Option<u64>,
     arrivals: Arc<Arrivals>,
     kept: Kept,
     /// Dense matrices that stay in memory, as the last plan has it.
@@ -166,6 +198,10 @@ impl PagedModel {
         progress: impl FnMut(f32) -> ControlFlow<()>,
     ) -> Result<PagedModel, PagerError> {
         let path = path.as_ref();
+        let before_bytes = match options.process_bytes {
+            Some(bytes) => bytes,
+            None => anonymous_outside()?,
+        };
         let tables = gguf::ModelFiles::open(path).map_err(llama_rs::Error::from)?;
         let mut slices = Slices::new(&tables)?;
         let system = |what| move |source| PagerError::System { what, source };
@@ -173,16 +209,31 @@ impl PagedModel {
             .budget
             .resolve(tables.total_bytes())
             .map_err(system("it cannot be told how much memory is free"))?;
-        let process_bytes = match options.process_bytes {
-            Some(bytes) => bytes,
-            None => anonymous_bytes().map_err(system("/proc/self/status"))?,
+        let loading_bytes = heap::loading_bytes(&tables);
+        let process_bytes = before_bytes + loading_bytes;
+        let at_once_from_bytes = match options.dense_on_demand || slices.is_dense_on_demand() {
+            true => None,
+            false => Some(at_once_from(&slices, process_bytes)),
         };
-        if options.dense_on_demand || process_bytes + slices.dense_bytes() > budget_bytes {
+        if at_once_from_bytes.is_none_or(|from_bytes| budget_bytes < from_bytes) {
             slices = slices.with_dense_on_demand();
+        }
+        let read = match slices.is_dense_on_demand() {
+            true => slices.fixed_ranges(Pages::default().page_bytes),
+            false => slices.dense_ranges(Pages::default().page_bytes),
+        };
+        let needed_bytes = process_bytes + read.iter().map(|range| range.size_bytes).sum::<u64>();
+        if budget_bytes < needed_bytes {
+            return Err(PagerError::Loading {
+                budget_bytes,
+                needed_bytes,
+            });
         }
         let files = Arc::new(ModelFiles::open(
             tables.parts.iter().map(|part| part.path()),
         )?);
+        // llama.cpp and the model have copies of their own.
+        drop(tables);
         let kept = Kept::of(&options.replay, path, &files, &slices);
         let reading = match &kept.store {
             Some(_) => Reading::AtOnce(kept.pattern.as_ref()),
@@ -201,14 +252,17 @@ impl PagedModel {
         };
         let model = Model::load_into(backend, path, &params, memory, progress)?;
         // Whoever has read the metadata has read ahead.
-        drop_page_cache(tables.parts.iter().map(|part| part.path()));
+        drop_page_cache(model.files().parts.iter().map(|part| part.path()));
         Ok(PagedModel {
             model,
             files,
             slices,
+            process_bytes: options.process_bytes,
             options,
             budget_bytes,
-            process_bytes,
+            loading_bytes,
+            needed_bytes,
+            at_once_from_bytes,
             arrivals,
             kept,
             pinned: Mutex::new(None),
@@ -232,7 +286,9 @@ impl PagedModel {
             what: "the size of the adapter",
             source,
         })?;
-        self.process_bytes += metadata.len();
+        if let Some(process_bytes) = &mut self.process_bytes {
+            *process_bytes += metadata.len();
+        }
         Ok(adapter)
     }
 
@@ -286,18 +342,7 @@ impl PagedModel {
         budget_bytes: u64,
         faults: Option<Faults>,
     ) -> Result<Pager, PagerError> {
-        let buffers = context.memory_breakdown()?;
-        let n_vocab = u64::from(self.model.vocab().n_tokens());
-        let demand = Demand {
-            kv_bytes: buffers.iter().map(|buffer| buffer.context_bytes).sum(),
-            compute_bytes: buffers.iter().map(|buffer| buffer.compute_bytes).sum(),
-            // Logits are kept twice, as numbers of four bytes; one output at a time is what generating takes.
-            outputs_bytes: 8 * n_vocab,
-            process_bytes: self.process_bytes + llama_rs::repacked_bytes(&buffers),
-            staging_bytes: 0,
-            n_ubatch: context.n_ubatch(),
-        };
-        let plan = MemoryPlan::new(&self.slices, budget_bytes, &demand, Pages::default())?;
+        let plan = self.plan(context, budget_bytes)?;
         let pool_slices = plan.pool_slices(&self.slices);
         let policy = policy_for(options.policy, &pool_slices);
         let pool = Pool::new(pool_slices, &plan.class_slots(), policy);
@@ -361,6 +406,63 @@ impl PagedModel {
             plan,
             report,
         })
+    }
+
+    /// Divides the budget, by what llama.cpp says of the context and by what the process holds.
+    fn plan(&self, context: &Context<'_>, budget_bytes: u64) -> Result<MemoryPlan, PagerError> {
+        let buffers = context.memory_breakdown()?;
+        let extras = context.memory_extras()?;
+        let n_vocab = u64::from(self.model.vocab().n_tokens());
+        let kv_bytes = buffers.iter().map(|buffer| buffer.context_bytes).sum();
+        let compute_bytes: u64 = buffers.iter().map(|buffer| buffer.compute_bytes).sum();
+        let (process_bytes, jitter_bytes) = match self.process_bytes {
+            Some(bytes) => {
+                let repacked_bytes = llama_rs::repacked_bytes(&buffers);
+                (bytes + self.loading_bytes + repacked_bytes, 0)
+            }
+            None => {
+                heap::trim();
+                // The KV cache was cleared, so it is there; compute buffers are not before they are used.
+                (anonymous_outside()?.saturating_sub(kv_bytes), JITTER_BYTES)
+            }
+        };
+        let demand = |process_bytes| Demand {
+            kv_bytes,
+            compute_bytes: compute_bytes + extras.work_bytes.saturating_sub(WORK_BYTES_IN_MARGIN),
+            // Logits are kept twice, as numbers of four bytes; one output at a time is what generating takes.
+            outputs_bytes: 8 * n_vocab,
+            process_bytes,
+            staging_bytes: 0,
+            n_ubatch: context.n_ubatch(),
+        };
+        let new = |slices: &Slices, process_bytes| {
+            MemoryPlan::new(
+                slices,
+                budget_bytes,
+                &demand(process_bytes),
+                Pages::default(),
+            )
+        };
+        let named_bytes = process_bytes + jitter_bytes;
+        let plan = new(&self.slices, named_bytes)
+            .or_else(|error| new(&self.slices, process_bytes).map_err(|_| error));
+        let mut error = match plan {
+            Ok(plan) => return Ok(plan),
+            Err(error) => error,
+        };
+        error.raise(self.needed_bytes);
+        if self.slices.is_dense_on_demand()
+            && let Some(from_bytes) = self.at_once_from_bytes
+            && error.budget_min_bytes + jitter_bytes >= from_bytes
+        {
+            // With the budget that would be named all dense weights are read while the model is loaded.
+            let at_once = self.slices.clone().with_dense_in_memory();
+            if let Err(larger) = new(&at_once, named_bytes) {
+                error = larger;
+            }
+            error.raise(from_bytes + jitter_bytes);
+        }
+        Err(error.into())
     }
 
     /// The matrices that the plan keeps in memory; reads them, unless that was done for an earlier plan.
@@ -452,9 +554,26 @@ impl Pager {
     }
 }
 
-/// Resident anonymous memory of this process.
-fn anonymous_bytes() -> std::io::Result<u64> {
-    resident::Status::own()?.bytes("RssAnon")
+/// Resident anonymous memory of this process that is not in regions, which a plan counts by their size.
+fn anonymous_outside() -> Result<u64, PagerError> {
+    resident::anonymous_outside(&region::mapped()).map_err(|source| PagerError::System {
+        what: "/proc/self/smaps",
+        source,
+    })
+}
+
+/// The budget from which on the dense weights are taken to fit before there is a context: beside them there is room for a context half
+/// as large as they are, and for the slots of 512 tokens.
+fn at_once_from(slices: &Slices, process_bytes: u64) -> u64 {
+    let demand = Demand {
+        kv_bytes: slices.dense_bytes() / 2,
+        compute_bytes: 0,
+        outputs_bytes: 0,
+        process_bytes,
+        staging_bytes: 0,
+        n_ubatch: 512,
+    };
+    MemoryPlan::budget_min_bytes(slices, &demand, Pages::default())
 }
 
 /// Gives back what the page cache holds of the files. Advice: whoever else has them mapped keeps them.

@@ -3,12 +3,25 @@
 use std::io;
 use std::ops::Range;
 use std::ptr::NonNull;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::mm::{Advice, MapFlags, MprotectFlags, ProtFlags};
 
 /// Huge pages are aligned to this, so regions are, too.
 const ALIGNMENT_BYTES: usize = 2 << 20;
 const PAGE_BYTES: usize = 4096;
+
+/// Addresses of all regions that there are.
+static MAPPED: Mutex<Vec<Range<usize>>> = Mutex::new(Vec::new());
+
+fn lock_mapped() -> MutexGuard<'static, Vec<Range<usize>>> {
+    MAPPED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Addresses of all regions that there are: memory that a plan counts by itself.
+pub(crate) fn mapped() -> Vec<Range<usize>> {
+    lock_mapped().clone()
+}
 
 /// Memory that is inaccessible until a part of it is [opened](Region::open). It begins on a huge page.
 #[derive(Debug)]
@@ -47,6 +60,8 @@ impl Region {
         let skip = mapped.addr().next_multiple_of(ALIGNMENT_BYTES) - mapped.addr();
         let start = NonNull::new(mapped.wrapping_add(skip)).ok_or(io::ErrorKind::OutOfMemory)?;
         let mapped = NonNull::new(mapped).ok_or(io::ErrorKind::OutOfMemory)?;
+        let begin = mapped.addr().get();
+        lock_mapped().push(begin..begin + mapped_bytes);
         Ok(Region {
             start,
             size_bytes,
@@ -127,6 +142,8 @@ impl Region {
 impl Drop for Region {
     fn drop(&mut self) {
         let (start, size_bytes) = self.mapping;
+        // Before the kernel can give the addresses to somebody else.
+        lock_mapped().retain(|range| range.start != start.addr().get());
         // SAFETY: mapped by `reserve`; whoever used the memory is done with it when it drops the region.
         let _ = unsafe { rustix::mm::munmap(start.as_ptr().cast(), size_bytes) };
     }

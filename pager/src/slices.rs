@@ -316,6 +316,14 @@ impl Slices {
         }
     }
 
+    /// The same model with all dense tensors in memory, unless it has no experts.
+    pub(crate) fn with_dense_in_memory(self) -> Slices {
+        Slices {
+            is_dense_on_demand: self.is_empty(),
+            ..self
+        }
+    }
+
     /// How many slices there are; their numbers go from 0 up.
     pub fn len(&self) -> usize {
         self.n_slices

@@ -7,7 +7,7 @@ use std::path::Path;
 use decode::{context_of_threads, logits, mapped_params, model_file, options};
 use llama_rs::{Backend, Batch, Context, Model, Token};
 use pager::engine::EngineChoice;
-use pager::{PagedModel, PagerError};
+use pager::{PagedModel, PagerError, PlanError};
 
 const SHAPES: [&str; 4] = [
     "tiny-gpt-oss-f16",
@@ -71,11 +71,51 @@ fn logits_are_those_of_a_mapped_model_at_any_budget() {
 fn a_budget_that_is_too_small_is_an_error_with_the_smallest_that_works() {
     let folder = tempfile::tempdir().unwrap();
     let path = model_file(folder.path(), "tiny-gpt-oss-f16");
-    for budget_bytes in [1 << 20, smallest(&path) / 2] {
-        let model = paged(&path, budget_bytes, EngineChoice::Auto).unwrap();
-        let mut context = Context::new(model.model(), &context_of_threads(1)).unwrap();
-        let error = model.attach(&mut context).unwrap_err();
+    // Nothing is loaded where loading alone takes more.
+    let error = paged(&path, 1 << 20, EngineChoice::Auto).unwrap_err();
+    let PagerError::Loading { needed_bytes, .. } = error else {
+        panic!("{error}");
+    };
+    assert!(error.to_string().contains("--budget"), "{error}");
+    for budget_bytes in [needed_bytes, smallest(&path) / 2] {
+        let error = refused(&path, budget_bytes);
         assert!(error.to_string().contains("--budget"), "{error}");
+    }
+}
+
+/// Why a budget does not do, though the model can be loaded in it.
+fn refused(path: &Path, budget_bytes: u64) -> PlanError {
+    let model = paged(path, budget_bytes, EngineChoice::Auto).unwrap();
+    let mut context = Context::new(model.model(), &context_of_threads(1)).unwrap();
+    match model.attach(&mut context) {
+        Err(PagerError::Plan(error)) => error,
+        other => panic!("{budget_bytes}: {other:?}"),
+    }
+}
+
+/// Whether dense weights are streamed, held as the plan decides, or read while loading.
+#[test]
+fn every_budget_from_the_smallest_on_works() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in [
+        "tiny-gpt-oss-f16",
+        "tiny-deepseek2-f16",
+        "tiny-gpt-oss-wide",
+    ] {
+        let path = model_file(folder.path(), name);
+        let smallest = refused(&path, 30 << 20).budget_min_bytes;
+        assert_eq!(
+            refused(&path, smallest - 1).budget_min_bytes,
+            smallest,
+            "{name}"
+        );
+        for sixteenths in 16..48 {
+            let budget_bytes = smallest * sixteenths / 16;
+            let model = paged(&path, budget_bytes, EngineChoice::Auto).unwrap();
+            let mut context = Context::new(model.model(), &context_of_threads(1)).unwrap();
+            let pager = model.attach(&mut context).unwrap();
+            assert!(pager.plan().budget_min_bytes <= budget_bytes, "{name}");
+        }
     }
 }
 

@@ -225,6 +225,10 @@ fn the_smallest_budget() {
         let slices = shape(name, n_used);
         let new = |budget_bytes| MemoryPlan::new(&slices, budget_bytes, &DEMAND, Pages::default());
         let error = new(1 << 20).unwrap_err();
+        assert_eq!(
+            MemoryPlan::budget_min_bytes(&slices, &DEMAND, Pages::default()),
+            error.budget_min_bytes
+        );
         let smallest = plan(&slices, error.budget_min_bytes);
         assert_eq!(smallest.budget_min_bytes, error.budget_min_bytes);
         assert!(

@@ -3,7 +3,9 @@
 #![deny(missing_docs)]
 
 mod file;
+mod mappings;
 mod status;
 
 pub use file::{cached_pages, count, is_told, mincore_file, mincore_mapped};
+pub use mappings::anonymous_outside;
 pub use status::{Status, kib_field};

@@ -58,6 +58,8 @@ impl ExpertType {
 
 /// Tokens of `tiny-gpt-oss-wide`.
 const WIDE_VOCABULARY: u64 = 70_000;
+/// Tokens of `tiny-gpt-oss-vast`.
+const VAST_VOCABULARY: u64 = 300_000;
 /// Layers of `tiny-deepseek2-deep`.
 const DEEP_LAYERS: u64 = 6;
 
@@ -86,7 +88,7 @@ impl Shape {
     ///
     /// The tiny mixtures of experts also exist with other types of experts: `tiny-gpt-oss-q8_0`,
     /// `tiny-qwen3moe-mxfp4` and so on, with the names of [`ExpertType`]. `tiny-gpt-oss-wide` has an embedding of 34 MiB, which the
-    /// pager reads by rows; `tiny-deepseek2-deep` has more layers, so that its experts exceed the fewest slots that work.
+    /// pager reads by rows; `tiny-gpt-oss-vast` has a vocabulary that takes more of the heap than its layers take of memory; `tiny-deepseek2-deep` has more layers, so that its experts exceed the fewest slots that work.
     ///
     /// # Errors
     /// [`Error::UnknownShape`].
@@ -123,6 +125,11 @@ impl Shape {
             }
             ("tiny-gpt-oss-wide", None) => GptOss {
                 vocab: WIDE_VOCABULARY,
+                ..gpt_oss::TINY
+            }
+            .plan()?,
+            ("tiny-gpt-oss-vast", None) => GptOss {
+                vocab: VAST_VOCABULARY,
                 ..gpt_oss::TINY
             }
             .plan()?,

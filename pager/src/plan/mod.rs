@@ -41,8 +41,8 @@ pub struct Demand {
     pub compute_bytes: u64,
     /// Buffers of logits and embeddings.
     pub outputs_bytes: u64,
-    /// What the process has in memory before the model is loaded: program, libraries. What loading adds to the heap, such as the
-    /// vocabulary, is in the margin.
+    /// What the process has in memory besides: program, libraries, and what loading a model leaves in the heap, such as the
+    /// vocabulary.
     pub process_bytes: u64,
     /// Aligned buffers of the I/O engine, for reads that cannot land in place.
     pub staging_bytes: u64,
@@ -72,8 +72,11 @@ const SLOT_WASTE_MAX_PERCENT: u64 = 5;
 /// what each processor has charged in advance.
 const KERNEL_BYTES: u64 = 16 << 20;
 
-/// The heap's part: vocabulary, tables of the pager, graphs, sampling.
-const HEAP_BYTES: u64 = 32 << 20;
+/// The part of what comes to the heap when the plan is made: graphs, a work buffer, sampling, what a program does besides.
+const HEAP_BYTES: u64 = 16 << 20;
+
+/// Tables of the pager for each slice: where it is, what it is worth.
+const TABLES_BYTES_PER_SLICE: u64 = 512;
 
 /// Page tables take 8 bytes for each page, and one table is kept in reserve for each huge page: 1/512 in both cases. Registered
 /// buffers need a little more; together this part of all memory.
@@ -130,6 +133,18 @@ impl fmt::Display for PlanError {
     }
 }
 
+impl PlanError {
+    /// Names a budget that is at least as large as this.
+    pub(crate) fn raise(&mut self, size_bytes: u64) {
+        let more_bytes = size_bytes.saturating_sub(self.budget_min_bytes);
+        self.budget_min_bytes += more_bytes;
+        let mut parts = self.parts.iter_mut();
+        if let Some(margin) = parts.find(|part| part.kind == PartKind::Margin) {
+            margin.size_bytes += more_bytes;
+        }
+    }
+}
+
 impl MemoryPlan {
     /// Divides a budget.
     ///
@@ -149,6 +164,7 @@ impl MemoryPlan {
             false => dense::all_bytes(slices, pages),
         };
         let slots_min = slot_region_bytes(&slots, |class| class.n_slots_min, pages);
+        let margin = Margin::of(slices);
         let part = |kind, size_bytes| Part { kind, size_bytes };
         let weights = |dense_bytes, slots_bytes| {
             let both = [
@@ -158,7 +174,7 @@ impl MemoryPlan {
             both.into_iter().filter(|part| part.size_bytes > 0)
         };
         let fixed_bytes = parts::sum(&parts);
-        let budget_min_bytes = with_margin(fixed_bytes + dense_min + slots_min);
+        let budget_min_bytes = margin.added_to(fixed_bytes + dense_min + slots_min);
         if budget_bytes < budget_min_bytes {
             parts.extend(weights(dense_min, slots_min));
             let rest = budget_min_bytes - parts::sum(&parts);
@@ -169,7 +185,7 @@ impl MemoryPlan {
                 parts,
             });
         }
-        let rest_bytes = without_margin(budget_bytes) - fixed_bytes;
+        let rest_bytes = margin.taken_from(budget_bytes) - fixed_bytes;
         // Every token reads all dense weights, and few of the experts.
         let dense_stream = match slices.is_dense_on_demand() {
             true => DenseStream::new(slices, rest_bytes - slots_min, pages),
@@ -183,7 +199,7 @@ impl MemoryPlan {
         fill(&mut slots, rest_bytes - dense_bytes, pages);
         let slots_bytes = slot_region_bytes(&slots, |class| class.n_slots, pages);
         parts.extend(weights(dense_bytes, slots_bytes));
-        parts.push(part(PartKind::Margin, margin(parts::sum(&parts))));
+        parts.push(part(PartKind::Margin, margin.beside(parts::sum(&parts))));
         let rows = slices.embedding();
         Ok(MemoryPlan {
             budget_bytes,
@@ -195,6 +211,14 @@ impl MemoryPlan {
             sparse_bytes: slices.sparse_bytes(),
             pages,
         })
+    }
+
+    /// The smallest budget that would do.
+    pub fn budget_min_bytes(slices: &Slices, demand: &Demand, pages: Pages) -> u64 {
+        match MemoryPlan::new(slices, u64::MAX, demand, pages) {
+            Ok(plan) => plan.budget_min_bytes,
+            Err(error) => error.budget_min_bytes,
+        }
     }
 
     /// Bytes that the plan spends on a part; 0 if there is no such part.
@@ -233,19 +257,35 @@ impl MemoryPlan {
     }
 }
 
-fn margin(size_bytes: u64) -> u64 {
-    KERNEL_BYTES + HEAP_BYTES + size_bytes.div_ceil(PAGE_TABLE_SHARE)
+/// What is kept free beside everything that can be counted.
+#[derive(Clone, Copy)]
+struct Margin {
+    /// The part that does not grow with the budget.
+    fixed_bytes: u64,
 }
 
-fn with_margin(size_bytes: u64) -> u64 {
-    size_bytes + margin(size_bytes)
-}
+impl Margin {
+    fn of(slices: &Slices) -> Margin {
+        Margin {
+            fixed_bytes: KERNEL_BYTES + HEAP_BYTES + TABLES_BYTES_PER_SLICE * slices.len() as u64,
+        }
+    }
 
-/// The most that can be spent of a budget so that it and its margin fit.
-fn without_margin(budget_bytes: u64) -> u64 {
-    let rest = budget_bytes.saturating_sub(KERNEL_BYTES + HEAP_BYTES);
-    // x + ceil(x / n) <= rest  <=>  x <= floor(rest * n / (n + 1)).
-    (u128::from(rest) * u128::from(PAGE_TABLE_SHARE) / u128::from(PAGE_TABLE_SHARE + 1)) as u64
+    /// The margin of so much memory.
+    fn beside(self, size_bytes: u64) -> u64 {
+        self.fixed_bytes + size_bytes.div_ceil(PAGE_TABLE_SHARE)
+    }
+
+    fn added_to(self, size_bytes: u64) -> u64 {
+        size_bytes + self.beside(size_bytes)
+    }
+
+    /// The most that can be spent of a budget so that it and its margin fit.
+    fn taken_from(self, budget_bytes: u64) -> u64 {
+        let rest = budget_bytes.saturating_sub(self.fixed_bytes);
+        // x + ceil(x / n) <= rest  <=>  x <= floor(rest * n / (n + 1)).
+        (u128::from(rest) * u128::from(PAGE_TABLE_SHARE) / u128::from(PAGE_TABLE_SHARE + 1)) as u64
+    }
 }
 
 /// The most bytes of whole pages that a slice of the tensor touches.

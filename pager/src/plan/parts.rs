@@ -26,7 +26,7 @@ pub enum PartKind {
     Compute,
     /// Buffers of logits and embeddings.
     Outputs,
-    /// The process before the model is loaded.
+    /// The process: program, libraries, vocabulary and other parts of the heap.
     Process,
     /// Weights that are read in full for every token.
     DenseWeights,
