@@ -112,7 +112,7 @@ for shape in "${shapes[@]}"; do
     part half --repack both "${references[@]}" "${picks[@]}" --budget 50%
     [[ $only != *" smallest "* || -f $out/$shape/smallest/done ]] || part smallest --repack both "${picks[@]}" --budget "$(smallest)MiB"
     part policies --repack pager "${picks[@]}" --budget 33% --policy lru,lfu
-    part ahead --repack pager "${picks[@]}" --budget 50% --lookahead 0.2 --replay off,on
+    part ahead --repack pager "${picks[@]}" --budget 50% --lookahead picks:0.2,router:0.2 --replay off,on
     part threads --repack pager "${picks[@]}" --budget 33% --reads threads --replay on
     part one-thread --repack pager -t 1 --reference stock:none+repack --budget 50%
     echo

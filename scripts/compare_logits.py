@@ -53,8 +53,8 @@ def main():
     references = {arithmetic(setup, run): digests(run) for _, setup, run in found if is_stock(run)}
 
     print(f"{folder.name}:\n")
-    print("| part | budget, MB | policy | replay | repacked | threads | tokens | logits of each token | missed, GB |")
-    print("|---|--:|---|---|---|--:|--:|---|--:|")
+    print("| part | budget, MB | policy | lookahead | replay | repacked | threads | tokens | logits of each token | missed, GB |")
+    print("|---|--:|---|---|---|---|--:|--:|---|--:|")
     n_tokens, n_logits, n_runs, is_good = 0, 0, 0, True
     for name, setup, run in found:
         if is_stock(run):
@@ -69,6 +69,7 @@ def main():
             name,
             round(row["budget_bytes"] / 1e6),
             row.get("policy", "next-use"),
+            row.get("lookahead", "off"),
             "on" if row.get("replay") else "off",
             "yes" if row["repack"] else "no",
             setup["n_threads"],
