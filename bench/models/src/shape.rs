@@ -88,7 +88,8 @@ impl Shape {
     ///
     /// The tiny mixtures of experts also exist with other types of experts: `tiny-gpt-oss-q8_0`,
     /// `tiny-qwen3moe-mxfp4` and so on, with the names of [`ExpertType`]. `tiny-gpt-oss-wide` has an embedding of 34 MiB, which the
-    /// pager reads by rows; `tiny-gpt-oss-vast` has a vocabulary that takes more of the heap than its layers take of memory; `tiny-deepseek2-deep` has more layers, so that its experts exceed the fewest slots that work.
+    /// pager reads by rows; `tiny-gpt-oss-vast` has a vocabulary that takes more of the heap than its layers take of memory;
+    /// `tiny-deepseek2-deep` has more layers, so that its experts exceed the fewest slots that work.
     ///
     /// # Errors
     /// [`Error::UnknownShape`].
