@@ -1,6 +1,8 @@
 //! Dense weights on their way: a thread of its own reads them while the model is loaded, and while the first token is computed.
 
+use std::collections::HashMap;
 use std::ops::Range;
+use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
@@ -14,6 +16,10 @@ const READ_BYTES: u64 = 8 << 20;
 /// Bytes that the device is asked for at a time, and as many behind them whose memory is cleared meanwhile: otherwise the kernel does
 /// that in the call that starts a read, and the device has nothing to do.
 pub(crate) const IN_FLIGHT_BYTES: u32 = 32 << 20;
+/// A device takes a quarter of the bytes per second when they go to ordinary pages: each is a segment of its own, and a request has few of them. What has
+/// its place there is read into one of so many places on huge pages, and copied.
+const N_PLACES: usize = 4;
+const PLACE_BYTES: u64 = 2 << 20;
 /// Longest time in the kernel before the thread looks whether it is to end.
 const WAIT: Duration = Duration::from_millis(20);
 /// Longest time that nothing arrives before reading is given up.
@@ -24,6 +30,8 @@ const SILENCE: Duration = Duration::from_secs(120);
 pub(crate) struct Piece {
     pub(crate) part: usize,
     pub(crate) range: Range<u64>,
+    /// Its memory is on ordinary pages.
+    pub(crate) is_scattered: bool,
 }
 
 impl Piece {
@@ -109,8 +117,79 @@ fn add(pieces: &mut Vec<Piece>, part: usize, range: Range<u64>) {
         pieces.push(Piece {
             part,
             range: begin..end,
+            is_scattered: false,
         });
         begin = end;
+    }
+}
+
+/// Divides pieces at the borders of the memory on huge pages, which is given by part and range.
+pub(crate) fn scattered(pieces: Vec<Piece>, huge: &[(usize, Range<u64>)]) -> Vec<Piece> {
+    let mut divided = Vec::with_capacity(pieces.len());
+    for piece in pieces {
+        let of_part = huge
+            .iter()
+            .filter(|(part, range)| *part == piece.part && !range.is_empty());
+        let huge: Vec<&Range<u64>> = of_part.map(|(_, range)| range).collect();
+        let mut begin = piece.range.start;
+        while begin < piece.range.end {
+            let is_scattered = !huge.iter().any(|range| range.contains(&begin));
+            let borders = huge.iter().flat_map(|range| [range.start, range.end]);
+            let next = borders.filter(|&border| border > begin).min();
+            let most = match is_scattered {
+                true => begin + PLACE_BYTES,
+                false => u64::MAX,
+            };
+            let end = piece.range.end.min(next.unwrap_or(u64::MAX)).min(most);
+            divided.push(Piece {
+                part: piece.part,
+                range: begin..end,
+                is_scattered,
+            });
+            begin = end;
+        }
+    }
+    divided
+}
+
+/// Memory on huge pages where bytes arrive that have their place on ordinary ones.
+#[derive(Debug)]
+struct Places {
+    region: Option<Region>,
+    free: Vec<usize>,
+    /// By key of the read.
+    taken: HashMap<u64, usize>,
+}
+
+impl Places {
+    fn new(pieces: &[Piece]) -> Places {
+        let is_any = pieces.iter().any(|piece| piece.is_scattered);
+        let size_bytes = N_PLACES * PLACE_BYTES as usize;
+        // Without memory for it they are read where they belong.
+        let region = is_any.then(|| Region::opened(size_bytes).ok()).flatten();
+        let n_places = if region.is_some() { N_PLACES } else { 0 };
+        Places {
+            region,
+            free: (0..n_places)
+                .map(|place| place * PLACE_BYTES as usize)
+                .collect(),
+            taken: HashMap::new(),
+        }
+    }
+
+    /// A place for a read, if one is free and it needs one.
+    fn take(&mut self, key: u64, piece: &Piece) -> Option<NonNull<u8>> {
+        let region = self.region.as_ref().filter(|_| piece.is_scattered)?;
+        let offset = self.free.pop()?;
+        self.taken.insert(key, offset);
+        Some(region.at(offset))
+    }
+
+    /// The place of a read that has ended, until another one is begun.
+    fn leave(&mut self, key: u64) -> Option<NonNull<u8>> {
+        let offset = self.taken.remove(&key)?;
+        self.free.push(offset);
+        Some(self.region.as_ref()?.at(offset))
     }
 }
 
@@ -257,24 +336,31 @@ impl Arrivals {
         }
     }
 
-    fn read_all(&self, regions: &[Region], mut engine: Box<dyn Engine>) -> Result<(), String> {
+    fn read_all(&self, regions: &[Region], engine: Box<dyn Engine>) -> Result<(), String> {
         let broken = |error: EngineError| error.to_string();
+        let mut places = Places::new(&self.pieces);
+        // Declared behind the places, so dropped before them.
+        let mut engine = engine;
         let (mut n_submitted, mut n_cleared) = (0, 0);
         let mut in_flight_bytes = 0;
         let mut silent_since = std::time::Instant::now();
         while !self.is_complete() && !self.is_stopped.load(Ordering::Relaxed) {
             while n_submitted < self.pieces.len() && in_flight_bytes < u64::from(IN_FLIGHT_BYTES) {
                 let piece = &self.pieces[n_submitted];
+                let key = n_submitted as u64;
+                let place = places.take(key, piece);
                 let read = Read {
                     file: piece.part as u32,
                     offset_bytes: piece.range.start,
-                    target: regions[piece.part].at(piece.range.start as usize),
+                    target: place
+                        .unwrap_or_else(|| regions[piece.part].at(piece.range.start as usize)),
                     size_bytes: piece.size_bytes() as u32,
-                    key: n_submitted as u64,
+                    key,
                     class: Class::Demand,
                 };
                 // SAFETY: pieces do not overlap, so each has its pages to itself; they are open, and nobody looks at them before
-                // `note` has published the piece. The thread owns a share of the regions and drops the engine first.
+                // `note` has published the piece. A place belongs to one read at a time. The engine is dropped before the places and
+                // before the thread's share of the regions.
                 unsafe { engine.submit(&[read]) }.map_err(broken)?;
                 in_flight_bytes += piece.size_bytes();
                 n_submitted += 1;
@@ -289,6 +375,15 @@ impl Arrivals {
                 silent_since = std::time::Instant::now();
                 let arrived = ended.iter().map(|done| &self.pieces[done.key as usize]);
                 in_flight_bytes -= arrived.map(Piece::size_bytes).sum::<u64>();
+                for done in &ended {
+                    let piece = &self.pieces[done.key as usize];
+                    if let Some(place) = places.leave(done.key) {
+                        let to = regions[piece.part].at(piece.range.start as usize);
+                        // SAFETY: the read has ended, so its place holds this many bytes that nobody writes; those of the piece are open, its own,
+                        // and looked at by nobody before `note` has published it.
+                        unsafe { to.copy_from_nonoverlapping(place, piece.size_bytes() as usize) };
+                    }
+                }
                 self.note(ended)?;
             } else if silent_since.elapsed() > SILENCE {
                 return Err(format!("nothing was read for {} s", SILENCE.as_secs()));
@@ -340,7 +435,11 @@ mod tests {
 
     #[test]
     fn pages_are_read_once_and_neighbours_together() {
-        let piece = |part, range| Piece { part, range };
+        let piece = |part, range| Piece {
+            part,
+            range,
+            is_scattered: false,
+        };
         let ranges = [
             (0, 3 * PAGE..4 * PAGE),
             (0, 0..2 * PAGE),
@@ -359,6 +458,36 @@ mod tests {
         assert_eq!(pieces(ranges.into_iter()), expected);
     }
 
+    #[test]
+    fn what_is_on_ordinary_pages_is_read_by_itself() {
+        let whole = |part, range| Piece {
+            part,
+            range,
+            is_scattered: false,
+        };
+        let small = |part, range| Piece {
+            part,
+            range,
+            is_scattered: true,
+        };
+        const HUGE: u64 = PLACE_BYTES;
+        let found = vec![
+            whole(0, HUGE - PAGE..4 * HUGE + PAGE),
+            whole(0, HUGE..2 * HUGE),
+            whole(1, 0..HUGE + PAGE),
+        ];
+        let huge = [(0, HUGE..4 * HUGE), (1, HUGE..HUGE)];
+        let expected = [
+            small(0, HUGE - PAGE..HUGE),
+            whole(0, HUGE..4 * HUGE),
+            small(0, 4 * HUGE..4 * HUGE + PAGE),
+            whole(0, HUGE..2 * HUGE),
+            small(1, 0..HUGE),
+            small(1, HUGE..HUGE + PAGE),
+        ];
+        assert_eq!(scattered(found, &huge), expected);
+    }
+
     const N_PAGES: u64 = 64;
 
     fn file() -> (tempfile::TempDir, PathBuf) {
@@ -369,7 +498,8 @@ mod tests {
         (folder, path)
     }
 
-    fn start(path: &PathBuf, faults: Option<Faults>) -> (Arc<[Region]>, Arriving) {
+    /// Reads that go where they belong, or some of them elsewhere first.
+    fn start(path: &PathBuf, faults: Option<Faults>, is_huge: bool) -> (Arc<[Region]>, Arriving) {
         let files = Arc::new(ModelFiles::open([path]).unwrap());
         let (engine, _) = match faults {
             None => open_engine(files, None, Preference::default()).unwrap(),
@@ -381,7 +511,9 @@ mod tests {
         let backwards = (0..N_PAGES)
             .rev()
             .map(|page| (0, page * PAGE..(page + 1) * PAGE));
-        let arrivals = Arc::new(Arrivals::new(pieces(backwards), 0));
+        let huge = if is_huge { N_PAGES * PAGE } else { 0 };
+        let pieces = scattered(pieces(backwards), &[(0, 0..huge)]);
+        let arrivals = Arc::new(Arrivals::new(pieces, 0));
         let arriving = Arriving::start(arrivals, Arc::clone(&regions), engine).unwrap();
         (regions, arriving)
     }
@@ -389,8 +521,9 @@ mod tests {
     #[test]
     fn who_waits_finds_the_bytes_of_the_file() {
         let (_folder, path) = file();
-        for faults in [None, Some(Faults::random(5, 200))] {
-            let (regions, arriving) = start(&path, faults);
+        let faulty = |is_huge| (Some(Faults::random(5, 200)), is_huge);
+        for (faults, is_huge) in [(None, true), (None, false), faulty(true), faulty(false)] {
+            let (regions, arriving) = start(&path, faults, is_huge);
             let arrivals = &arriving.arrivals;
             for page in [3, 63, 0, 31] {
                 let range = page * PAGE + 5..page * PAGE + 9;
@@ -406,7 +539,7 @@ mod tests {
     fn whoever_waits_is_told_why_nothing_comes() {
         let (_folder, path) = file();
         let broken = Faults::default().with_broken_byte(0, 7 * PAGE);
-        let (_regions, arriving) = start(&path, Some(broken));
+        let (_regions, arriving) = start(&path, Some(broken), false);
         let arrivals = &arriving.arrivals;
         let wanted = arrivals.of(0, &(7 * PAGE..8 * PAGE));
         let reason = arrivals.wait_for(&wanted).unwrap_err();
@@ -415,7 +548,7 @@ mod tests {
             "{reason}"
         );
         // It can be left in the middle.
-        let (_regions, arriving) = start(&path, None);
+        let (_regions, arriving) = start(&path, None, false);
         let arrivals = Arc::clone(&arriving.arrivals);
         drop(arriving);
         let all: Vec<usize> = (0..N_PAGES as usize).collect();

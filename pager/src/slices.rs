@@ -164,9 +164,15 @@ impl DenseRange {
     /// Bytes in aligned blocks of `huge_page_bytes` that lie in the range as a whole, if the file's memory begins on a huge
     /// page. The rest, at both borders, is on ordinary pages: a huge page there would hold bytes of the neighbour.
     pub fn huge_bytes(&self, huge_page_bytes: u64) -> u64 {
+        let range = self.huge_range(huge_page_bytes);
+        range.end - range.start
+    }
+
+    /// Where these blocks are in the file; empty if there are none.
+    pub(crate) fn huge_range(&self, huge_page_bytes: u64) -> Range<u64> {
         let begin = self.offset.next_multiple_of(huge_page_bytes);
         let end = (self.offset + self.size_bytes) / huge_page_bytes * huge_page_bytes;
-        end.saturating_sub(begin)
+        begin..end.max(begin)
     }
 }
 
