@@ -433,13 +433,23 @@ mod tests {
 
     const PAGE: u64 = 4096;
 
-    #[test]
-    fn pages_are_read_once_and_neighbours_together() {
-        let piece = |part, range| Piece {
+    fn whole(part: usize, range: Range<u64>) -> Piece {
+        Piece {
             part,
             range,
             is_scattered: false,
-        };
+        }
+    }
+
+    fn small(part: usize, range: Range<u64>) -> Piece {
+        Piece {
+            is_scattered: true,
+            ..whole(part, range)
+        }
+    }
+
+    #[test]
+    fn pages_are_read_once_and_neighbours_together() {
         let ranges = [
             (0, 3 * PAGE..4 * PAGE),
             (0, 0..2 * PAGE),
@@ -449,27 +459,17 @@ mod tests {
             (0, 0..6 * PAGE),
         ];
         let expected = [
-            piece(0, 3 * PAGE..4 * PAGE),
-            piece(0, 0..3 * PAGE),
-            piece(0, 4 * PAGE..6 * PAGE),
-            piece(1, 0..READ_BYTES),
-            piece(1, READ_BYTES..READ_BYTES + PAGE),
+            whole(0, 3 * PAGE..4 * PAGE),
+            whole(0, 0..3 * PAGE),
+            whole(0, 4 * PAGE..6 * PAGE),
+            whole(1, 0..READ_BYTES),
+            whole(1, READ_BYTES..READ_BYTES + PAGE),
         ];
         assert_eq!(pieces(ranges.into_iter()), expected);
     }
 
     #[test]
     fn what_is_on_ordinary_pages_is_read_by_itself() {
-        let whole = |part, range| Piece {
-            part,
-            range,
-            is_scattered: false,
-        };
-        let small = |part, range| Piece {
-            part,
-            range,
-            is_scattered: true,
-        };
         const HUGE: u64 = PLACE_BYTES;
         let found = vec![
             whole(0, HUGE - PAGE..4 * HUGE + PAGE),

@@ -11,12 +11,12 @@ use llama_rs::ModelMemory;
 
 use crate::arrivals::{Arrivals, Arriving, IN_FLIGHT_BYTES, pieces, scattered};
 use crate::engine::{Class, ModelFiles, Preference, Read, open_engine};
+use crate::plan::Pages;
 use crate::region::Region;
 use crate::replay::Pattern;
 use crate::slices::{DenseTensor, Slices, merged_ranges};
 
 const PAGE_BYTES: u64 = 4096;
-const HUGE_PAGE_BYTES: u64 = 2 << 20;
 /// Longest time that nothing arrives before loading is given up.
 const SILENCE: Duration = Duration::from_secs(120);
 /// Bytes of matrices that are read for one tensor that llama.cpp waits for: these are small, and in huge pages of their own that
@@ -73,7 +73,10 @@ impl WeightMemory {
             |tensor: &&DenseTensor| !(slices.is_dense_on_demand() && tensor.is_streamable);
         let mut huge = Vec::new();
         for range in merged_ranges(tensors.iter().filter(is_here), PAGE_BYTES) {
-            huge.push((range.part, range.huge_range(HUGE_PAGE_BYTES)));
+            huge.push((
+                range.part,
+                range.huge_range(Pages::default().huge_page_bytes),
+            ));
             let bytes = range.offset as usize..(range.offset + range.size_bytes) as usize;
             let region = &regions[range.part];
             region
