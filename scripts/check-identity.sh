@@ -50,6 +50,7 @@ done
 cargo build --quiet --release --locked -p bench
 bench=${CARGO_TARGET_DIR:-target}/release/bench
 models=$(scripts/fetch-models.sh --path)
+mkdir -p "$models"
 trace=${FAULTLINE_ROUTING:-${FAULTLINE_SHARED_DATA:-../shared/data}/routing/gpt-oss-20b.gpqa_main.routes.u8}
 scratch='' generated=''
 if [[ -z $out ]]; then
