@@ -21,7 +21,6 @@ fi
 
 cargo build --quiet --release --locked -p bench
 bench=${CARGO_TARGET_DIR:-target}/release/bench
-mkdir -p "${model%/*}"
 [[ -f $model ]] || "$bench" make-model --shape gpt-oss-20b -o "$model"
 
 started=$SECONDS

@@ -39,7 +39,6 @@ fi
 cargo build --quiet --release --locked -p bench
 bench=${CARGO_TARGET_DIR:-target}/release/bench
 model=$(scripts/fetch-models.sh --path)/$shape-shape.gguf
-mkdir -p "${model%/*}"
 [[ -f $model ]] || "$bench" make-model --shape "$shape" -o "$model"
 
 started=$SECONDS

@@ -5,7 +5,7 @@
 #
 # Shapes: gpt-oss-20b, qwen3-30b-a3b and deepseek-v2-lite (all of them by default). A model that is not in the cache folder is generated there, and removed
 # after its check unless --keep is given: 14, 19 and 10 GB of disk, one at a time. Needs root for the budgets (memory groups), memory for a whole model, and
-# about 15 minutes for each shape on two cores.
+# about an hour for each shape on two cores.
 # gpt-oss-20b runs in memory with its own picks, and otherwise with those of the routing trace FAULTLINE_ROUTING, or gpqa_main of the shared test data.
 # --out DIR keeps what was measured; a part that is complete there is not run again, so that a check that was ended goes on. --only runs some of the
 # parts, as in --only memory,half: memory half smallest policies ahead threads one-thread. The table has all that are in DIR.
@@ -50,7 +50,6 @@ done
 cargo build --quiet --release --locked -p bench
 bench=${CARGO_TARGET_DIR:-target}/release/bench
 models=$(scripts/fetch-models.sh --path)
-mkdir -p "$models"
 trace=${FAULTLINE_ROUTING:-${FAULTLINE_SHARED_DATA:-../shared/data}/routing/gpt-oss-20b.gpqa_main.routes.u8}
 scratch='' generated=''
 if [[ -z $out ]]; then

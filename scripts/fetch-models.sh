@@ -12,7 +12,7 @@ Without a name: the two models that `make test` uses. A model that is there with
 
   --all    every model of the table
   --list   print name, size and state of every model, and end
-  --path   print the folder of the models, and end
+  --path   make the folder of the models if it is not there, print it, and end
 
 Exit codes: 0 all models in place, 1 a download failed, 2 wrong usage or a tool is missing.
 USAGE
@@ -167,7 +167,11 @@ for argument in "$@"; do
     -h | --help) usage && exit 0 ;;
     --all) wanted=("${all_models[@]}") ;;
     --list) list && exit 0 ;;
-    --path) echo "$models_dir" && exit 0 ;;
+    --path)
+        mkdir -p "$models_dir"
+        echo "$models_dir"
+        exit 0
+        ;;
     -*) usage >&2 && exit 2 ;;
     *) describe "$argument" && wanted+=("$argument") ;;
     esac
